@@ -1,0 +1,13 @@
+{
+  "targets": [
+    {
+      "target_name": "netagent",
+      "sources": ["src/addon.cc"],
+      "include_dirs": ["<!@(node -p \"require('node-addon-api').include\")", "src"],
+      "defines": ["NAPI_VERSION=8", "NAPI_DISABLE_CPP_EXCEPTIONS", "NODE_ADDON_API_DISABLE_DEPRECATED"],
+      "cflags": ["-Wall", "-Wextra", "-Werror", "-O2", "-fno-exceptions"],
+      "cflags_cc": ["-std=c++20", "-fno-exceptions"],
+      "cflags_cc!": ["-std=gnu++17", "-fno-rtti"],
+    }
+  ]
+}
