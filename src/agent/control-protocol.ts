@@ -1,0 +1,333 @@
+import { z } from "zod";
+
+/**
+ * The control API between netctl and netagent: one request a connection, over `transport/unix-socket.ts`.
+ *
+ * netctl sends `{ method, params }`. The agent answers with any number of `{ progress: TEXT }` and `{ event: VALUE }`
+ * frames and closes with exactly one of `{ result: VALUE }` or `{ error: { code, message } }`.
+ */
+
+const name = z
+  .string()
+  .regex(/^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$/, "a name has 1 to 63 letters, digits, '-', '_' or '.'");
+/** A name or a unique prefix of an id. */
+const reference = z.string().min(1).max(255);
+const timeoutMs = z.number().int().min(0).max(3_600_000).default(10_000);
+const protocol = z.enum(["tcp", "udp"]);
+const port = z.number().int().min(1, "a port is 1 to 65535").max(65535, "a port is 1 to 65535");
+
+const publish = z.object({
+  published: port,
+  target: port,
+  protocol: protocol.default("tcp"),
+  address: z.string().optional(),
+  mode: z.enum(["ingress", "host"]).default("ingress"),
+});
+
+const sandbox = z.union([
+  z.object({ netns: z.string().min(1).max(4096) }),
+  z.object({ pid: z.number().int().positive() }),
+]);
+
+const attach = z.object({
+  network: reference,
+  sandbox,
+  name: name.optional(),
+  ip: z.string().optional(),
+  aliases: z.array(name).max(64).default([]),
+  service: reference.optional(),
+  ifname: z
+    .string()
+    .regex(/^[A-Za-z0-9_.-]{1,15}$/, "an interface name has 1 to 15 letters, digits, '-', '_' or '.'")
+    .default("eth0"),
+  healthTcp: port.optional(),
+  healthCmd: z.string().max(4096).optional(),
+  timeoutMs,
+});
+
+/** Every request the agent understands, by method. Unknown methods and malformed parameters are refused by name. */
+export const requests = {
+  info: z.object({}),
+  peers: z.object({}),
+  join: z.object({ addresses: z.array(z.string().min(1).max(255)).min(1).max(64), timeoutMs }),
+  leave: z.object({ timeoutMs }),
+  "keys.list": z.object({ timeoutMs }),
+  "keys.install": z.object({ key: z.string().max(128), timeoutMs }),
+  "keys.use": z.object({ key: z.string().max(128), timeoutMs }),
+  "keys.remove": z.object({ key: z.string().max(128), timeoutMs }),
+  "network.create": z.object({
+    name,
+    subnet: z.string().optional(),
+    gateway: z.string().optional(),
+    vni: z.number().int().optional(),
+    mtu: z.number().int().optional(),
+    internal: z.boolean().default(false),
+    encrypted: z.boolean().default(false),
+    labels: z.record(z.string().max(128), z.string().max(1024)).default({}),
+    external: z.object({ id: z.string().min(1).max(64), ipRange: z.string().optional() }).optional(),
+    timeoutMs,
+  }),
+  "network.ls": z.object({}),
+  "network.inspect": z.object({ network: reference }),
+  "network.rm": z.object({ network: reference, timeoutMs }),
+  attach,
+  detach: z.object({ endpoint: reference, timeoutMs, force: z.boolean().default(false) }),
+  /** A fresh namespace owned by process `ownerPid`; removed with its endpoints when that process is gone. */
+  "sandbox.create": z.object({ ownerPid: z.number().int().positive() }),
+  "sandbox.remove": z.object({ path: z.string().min(1).max(4096), timeoutMs }),
+  "endpoint.ls": z.object({ network: reference.optional(), service: reference.optional() }),
+  "endpoint.inspect": z.object({ endpoint: reference }),
+  "service.create": z.object({
+    name,
+    networks: z.array(reference).max(64).default([]),
+    publish: z.array(publish).max(256).default([]),
+    endpointMode: z.enum(["vip", "dnsrr"]).default("vip"),
+    affinity: z.enum(["none", "client-ip"]).default("none"),
+    labels: z.record(z.string().max(128), z.string().max(1024)).default({}),
+    force: z.boolean().default(false),
+    drainTimeoutMs: z.number().int().min(0).max(3_600_000).optional(),
+    timeoutMs,
+  }),
+  "service.ls": z.object({}),
+  "service.inspect": z.object({ service: reference }),
+  "service.ps": z.object({ service: reference }),
+  "service.update": z.object({
+    service: reference,
+    publishAdd: z.array(publish).max(256).default([]),
+    publishRemove: z
+      .array(publish.pick({ published: true, protocol: true }))
+      .max(256)
+      .default([]),
+    affinity: z.enum(["none", "client-ip"]).optional(),
+    force: z.boolean().default(false),
+    timeoutMs,
+  }),
+  "service.rm": z.object({ service: reference, timeoutMs }),
+  "node.ls": z.object({}),
+  "node.inspect": z.object({ node: reference }),
+  "node.update": z.object({ node: reference, availability: z.enum(["active", "drain"]), timeoutMs }),
+  "node.rm": z.object({ node: reference, timeoutMs }),
+  tables: z.object({
+    network: reference.optional(),
+    table: z.string().max(64).optional(),
+    all: z.boolean().default(false),
+  }),
+  plan: z.object({ network: reference.optional() }),
+  events: z.object({ sinceMs: z.number().int().min(0).optional(), follow: z.boolean().default(true) }),
+  doctor: z.object({}),
+} as const;
+
+export type Method = keyof typeof requests;
+/** Parameters as a client writes them: fields with defaults may be left out. */
+export type Params<M extends Method> = z.input<(typeof requests)[M]>;
+/** Parameters as the agent sees them, valid by construction. */
+export type ParsedParams<M extends Method> = z.output<(typeof requests)[M]>;
+
+/** What each method answers; the fields are the contract of `netctl -o json`. */
+export interface Results {
+  info: InfoView;
+  peers: PeerView[];
+  join: {
+    readonly joined: string[];
+    readonly failed: { readonly address: string; readonly reason: string }[];
+  };
+  leave: Record<string, never>;
+  "keys.list": KeyAnswer[];
+  "keys.install": KeyAnswer[];
+  "keys.use": KeyAnswer[];
+  "keys.remove": KeyAnswer[];
+  "network.create": NetworkView;
+  "network.ls": NetworkView[];
+  "network.inspect": NetworkDetailView;
+  "network.rm": { readonly id: string };
+  attach: EndpointView;
+  detach: { readonly id: string };
+  "sandbox.create": { readonly path: string; readonly resolvConf: string };
+  "sandbox.remove": Record<string, never>;
+  "endpoint.ls": EndpointView[];
+  "endpoint.inspect": EndpointView;
+  "service.create": ServiceView;
+  "service.ls": ServiceView[];
+  "service.inspect": ServiceView;
+  "service.ps": BackendView[];
+  "service.update": ServiceView;
+  "service.rm": { readonly id: string };
+  "node.ls": NodeView[];
+  "node.inspect": NodeView;
+  "node.update": NodeView;
+  "node.rm": { readonly id: string };
+  tables: TableRowView[];
+  plan: PlanView[];
+  /** Events arrive as `event` frames of type EventView; the result ends a stream that does not follow. */
+  events: Record<string, never>;
+  doctor: DoctorView;
+}
+
+export interface InfoView {
+  readonly id: string;
+  readonly name: string;
+  readonly version: string;
+  readonly memberName: string;
+  readonly advertise: string;
+  readonly vtep: string;
+  readonly dataPathPort: number;
+  readonly dataplane: "kernel" | "userspace";
+  readonly dataplaneReason: string;
+  readonly members: number;
+  readonly encrypted: boolean;
+  readonly healthScore: number;
+  readonly dataDir: string;
+  readonly pid: number;
+  readonly uptimeSeconds: number;
+}
+
+export interface PeerView {
+  readonly id: string;
+  readonly name: string;
+  readonly address: string;
+  readonly port: number;
+  readonly state: "alive" | "suspect" | "dead" | "left";
+  readonly role: string;
+  readonly incarnation: number;
+  readonly rttMs: number | null;
+  readonly dataPath: "ok" | "blocked" | "unknown";
+  readonly mtu: number | null;
+  readonly vtep: string;
+  readonly capabilities: string[];
+  readonly version: string;
+  /** Milliseconds since the state last changed. */
+  readonly sinceMs: number;
+  readonly self: boolean;
+}
+
+export interface KeyAnswer {
+  readonly node: string;
+  readonly ok: boolean;
+  /** Short fingerprints, the sealing key first; never the keys themselves. */
+  readonly keys: string[];
+  readonly error?: string;
+}
+
+export interface NetworkView {
+  readonly id: string;
+  readonly name: string;
+  readonly driver: "overlay";
+  readonly scope: "swarm" | "local";
+  readonly vni: number;
+  readonly subnet: string;
+  readonly gateway: string;
+  readonly mtu: number;
+  readonly encrypted: boolean;
+  readonly ingress: boolean;
+  readonly internal: boolean;
+  readonly labels: Readonly<Record<string, string>>;
+  /** Set when another network owns the name or VNI: what to do about it. */
+  readonly conflict?: string;
+}
+
+export interface NetworkDetailView extends NetworkView {
+  readonly nodes: string[];
+  readonly endpoints: EndpointView[];
+  readonly addresses: {
+    readonly total: number;
+    readonly used: number;
+    readonly owners: Readonly<Record<string, number>>;
+  };
+}
+
+export interface EndpointView {
+  readonly id: string;
+  readonly name: string;
+  readonly network: string;
+  readonly ip: string;
+  readonly prefixLength: number;
+  readonly mac: string;
+  readonly node: string;
+  readonly vtep: string;
+  readonly service: string;
+  readonly state: "ready" | "draining";
+  readonly ifname?: string;
+  readonly sandbox?: string;
+  readonly local: boolean;
+}
+
+export interface PortView {
+  readonly published: number;
+  readonly target: number;
+  readonly protocol: "tcp" | "udp";
+  readonly address?: string;
+  readonly mode: "ingress" | "host";
+}
+
+export interface BackendView {
+  readonly endpoint: string;
+  readonly name: string;
+  readonly node: string;
+  readonly ip: string;
+  readonly state: "ready" | "draining";
+}
+
+export interface ServiceView {
+  readonly id: string;
+  readonly name: string;
+  readonly networks: { readonly network: string; readonly vip: string }[];
+  readonly ports: PortView[];
+  readonly endpointMode: "vip" | "dnsrr";
+  readonly affinity: "none" | "client-ip";
+  readonly backends: BackendView[];
+  readonly conflict?: string;
+}
+
+export interface NodeView {
+  readonly id: string;
+  readonly name: string;
+  readonly address: string;
+  readonly state: PeerView["state"] | "unknown";
+  readonly availability: "active" | "drain";
+  readonly endpoints: number;
+  readonly self: boolean;
+}
+
+export interface TableRowView {
+  readonly network: string;
+  readonly table: string;
+  readonly key: string;
+  readonly owner: string;
+  readonly lamport: string;
+  readonly ageSeconds: number;
+  readonly state: "live" | "tombstone" | "suspended";
+  readonly value: Readonly<Record<string, unknown>>;
+}
+
+export interface PlanView {
+  readonly network: string;
+  readonly steps: string[];
+}
+
+export interface EventView {
+  /** Wall clock, ISO 8601. */
+  readonly time: string;
+  readonly type: string;
+  readonly subject: string;
+  readonly detail: string;
+}
+
+export interface DoctorView {
+  readonly ok: boolean;
+  readonly checks: {
+    readonly name: string;
+    readonly subject: string;
+    readonly status: "ok" | "warning" | "failed";
+    readonly detail: string;
+    readonly cure?: string;
+  }[];
+}
+
+/** A frame from the agent. */
+export const reply = z.union([
+  z.object({ progress: z.string() }),
+  z.object({ event: z.unknown() }),
+  z.object({ error: z.object({ code: z.string(), message: z.string() }) }),
+  z.object({ result: z.unknown() }),
+]);
+export type Reply = z.output<typeof reply>;
