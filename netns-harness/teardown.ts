@@ -1,0 +1,183 @@
+/**
+ * Removing a lab, and finding what is left of one. Synchronous throughout: it also runs in signal handlers and while
+ * the process exits. Touches only what carries the lab's mark: namespaces with its prefix, processes inside them or
+ * started with its environment variable, mounts below its directory.
+ */
+
+import { spawnSync } from "node:child_process";
+import { existsSync, readdirSync, readFileSync, readlinkSync, rmSync, statSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+
+/** Every process of a lab is started with this variable, holding the lab's directory; children inherit it. */
+export const LAB_VARIABLE = "NETAGENT_LAB";
+/** In the lab's directory: which process owns it; and, when present, that it is meant to outlive that process. */
+export const OWNER_FILE = "owner";
+export const KEPT_FILE = "kept";
+
+/** How long a killed process may take to disappear (ms); SIGKILL needs a few. */
+const KILL_PATIENCE_MS = 5_000;
+const NETNS_FOLDER = "/run/netns";
+
+/** What identifies a lab: the prefix of its namespaces (`na-4711-`) and its directory (`/tmp/na-4711`). */
+export type LabMark = { readonly prefix: string; readonly folder: string };
+
+/** The mark of lab number `sequence` (0 …) of process `pid`. */
+export function labMark(pid: number, sequence: number): LabMark {
+  const id = sequence === 0 ? `na-${pid}` : `na-${pid}-${sequence}`;
+  return { prefix: `${id}-`, folder: join(tmpdir(), id) };
+}
+
+/** Pid and start time of a process, which together never repeat; undefined when it is gone. */
+export function processIdentity(pid: number): string | undefined {
+  try {
+    const stat = readFileSync(`/proc/${pid}/stat`, "utf8");
+    // The name in parentheses may contain anything; fields count from behind it. Field 22 is the start time.
+    const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
+    return fields[0] === "Z" ? undefined : `${pid} ${fields[19] ?? ""}`;
+  } catch {
+    return undefined;
+  }
+}
+
+/** Ends and removes everything that carries the mark. Idempotent; returns what could not be removed. */
+export function tearDown(lab: LabMark): string[] {
+  kill(labProcesses(lab));
+  for (const mount of labMounts(lab)) spawnSync("umount", ["--lazy", mount]);
+  for (const name of labNamespaces(lab)) spawnSync("ip", ["netns", "delete", name]);
+  try {
+    rmSync(lab.folder, { recursive: true, force: true });
+  } catch {
+    // Reported below.
+  }
+  return leftovers(lab);
+}
+
+/** One line per object that still carries the mark; empty when the lab left nothing. */
+export function leftovers(lab: LabMark): string[] {
+  return [
+    ...labProcesses(lab).map((pid) => `process ${pid}: ${commandLine(pid)}`),
+    ...labMounts(lab).map((mount) => `mount ${mount}`),
+    ...labNamespaces(lab).map((name) => `namespace ${name}`),
+    ...(existsSync(lab.folder) ? [`folder ${lab.folder}`] : []),
+  ];
+}
+
+/** Tears down labs whose process is gone, kept ones excepted. Returns a line for each. */
+export function sweepStaleLabs(): string[] {
+  const marks = new Map<string, LabMark>();
+  for (const name of [...list(NETNS_FOLDER), ...list(tmpdir())]) {
+    const match = /^na-(\d+)(?:-(\d+))?(?:-|$)/.exec(name);
+    if (match?.[1] === undefined) continue;
+    const pid = Number(match[1]);
+    if (isOwnerAlive(pid)) continue;
+    for (const mark of [
+      labMark(pid, 0),
+      ...(match[2] === undefined ? [] : [labMark(pid, Number(match[2]))]),
+    ]) {
+      if (!isKept(mark)) marks.set(mark.prefix, mark);
+    }
+  }
+  const lines: string[] = [];
+  for (const mark of marks.values()) {
+    if (leftovers(mark).length === 0) continue;
+    const rest = tearDown(mark);
+    lines.push(
+      `removed what a crashed run left as ${mark.prefix}*${rest.map((line) => `; still there: ${line}`)}`,
+    );
+  }
+  return lines;
+}
+
+/** Labs that were kept on purpose. */
+export function keptLabs(): LabMark[] {
+  return list(tmpdir()).flatMap((name) => {
+    const match = /^na-(\d+)(?:-(\d+))?$/.exec(name);
+    if (match?.[1] === undefined) return [];
+    const mark = labMark(Number(match[1]), Number(match[2] ?? 0));
+    return isKept(mark) ? [mark] : [];
+  });
+}
+
+function isKept(lab: LabMark): boolean {
+  return existsSync(join(lab.folder, KEPT_FILE));
+}
+
+function isOwnerAlive(pid: number): boolean {
+  const identity = processIdentity(pid);
+  if (identity === undefined) return false;
+  try {
+    return readFileSync(join(labMark(pid, 0).folder, OWNER_FILE), "utf8") === identity;
+  } catch {
+    // No owner file: somebody else's namespace by that pattern. Its process lives, so it is in use.
+    return true;
+  }
+}
+
+/** Processes inside the lab's namespaces, pinned ones included, or started with its variable. Never our own. */
+function labProcesses(lab: LabMark): number[] {
+  const inodes = new Set<string>();
+  for (const path of [...labNamespaces(lab).map((name) => join(NETNS_FOLDER, name)), ...labMounts(lab)]) {
+    try {
+      inodes.add(`net:[${statSync(path).ino}]`);
+    } catch {
+      // Gone between listing and looking.
+    }
+  }
+  inodes.delete(readlinkSync("/proc/self/ns/net"));
+  const variable = `${LAB_VARIABLE}=${lab.folder}\0`;
+  return list("/proc")
+    .filter((name) => /^\d+$/.test(name) && Number(name) !== process.pid)
+    .map(Number)
+    .filter((pid) => {
+      if (processIdentity(pid) === undefined) return false;
+      try {
+        if (inodes.has(readlinkSync(`/proc/${pid}/ns/net`))) return true;
+        return `\0${readFileSync(`/proc/${pid}/environ`, "latin1")}`.includes(`\0${variable}`);
+      } catch {
+        return false;
+      }
+    });
+}
+
+function labMounts(lab: LabMark): string[] {
+  return readFileSync("/proc/self/mountinfo", "utf8")
+    .split("\n")
+    .map((line) => line.split(" ")[4] ?? "")
+    .filter((path) => path.startsWith(`${lab.folder}/`))
+    .reverse(); // the innermost first
+}
+
+function labNamespaces(lab: LabMark): string[] {
+  return list(NETNS_FOLDER).filter((name) => name.startsWith(lab.prefix));
+}
+
+function kill(pids: readonly number[]): void {
+  for (const pid of pids) {
+    try {
+      process.kill(pid, "SIGKILL");
+    } catch {
+      // Gone already.
+    }
+  }
+  const deadline = Date.now() + KILL_PATIENCE_MS;
+  while (pids.some((pid) => processIdentity(pid) !== undefined) && Date.now() < deadline) {
+    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 5);
+  }
+}
+
+function commandLine(pid: number): string {
+  try {
+    return readFileSync(`/proc/${pid}/cmdline`, "utf8").replaceAll("\0", " ").trim();
+  } catch {
+    return "gone";
+  }
+}
+
+function list(folder: string): string[] {
+  try {
+    return readdirSync(folder);
+  } catch {
+    return [];
+  }
+}
