@@ -1,0 +1,60 @@
+import { NetError } from "../base/error.ts";
+import { connectUnix } from "../transport/unix-socket.ts";
+import { reply, type EventView, type Method, type Params, type Results } from "../agent/control-protocol.ts";
+
+export const DEFAULT_SOCKET = "/run/netagent/netagent.sock";
+
+/** Talks to one agent; each call is one connection. */
+export class Client {
+  readonly #path: string;
+  readonly #onProgress: (text: string) => void;
+
+  constructor(path: string, onProgress: (text: string) => void) {
+    this.#path = path;
+    this.#onProgress = onProgress;
+  }
+
+  /**
+   * @param onEvent takes the events of a streaming method.
+   * @throws NetError `agent-unreachable` when nobody answers; else with the agent's own code and message.
+   */
+  async call<M extends Method>(
+    method: M,
+    params: Params<M>,
+    onEvent?: (event: EventView) => void,
+  ): Promise<Results[M]> {
+    const connection = await connectUnix(this.#path);
+    try {
+      return await new Promise<Results[M]>((resolve, reject) => {
+        connection.onClose = () =>
+          reject(
+            new NetError(
+              "agent-unreachable",
+              `${method}: netagent at ${this.#path} went away before it answered`,
+            ),
+          );
+        connection.onValue = (value) => {
+          const parsed = reply.safeParse(value);
+          if (!parsed.success) {
+            reject(
+              new NetError(
+                "bad-reply",
+                `${method}: netagent answered something this netctl does not understand (versions differ?)`,
+              ),
+            );
+            return;
+          }
+          const frame = parsed.data;
+          if ("progress" in frame) this.#onProgress(frame.progress);
+          // The agent is the same package and trusted by its socket's mode: its views are not parsed again.
+          else if ("event" in frame) onEvent?.(frame.event as EventView);
+          else if ("error" in frame) reject(new NetError(frame.error.code, frame.error.message));
+          else resolve(frame.result as Results[M]);
+        };
+        connection.send({ method, params });
+      });
+    } finally {
+      connection.destroy();
+    }
+  }
+}
