@@ -1,0 +1,191 @@
+/**
+ * Messages waiting to ride in gossip packets, each sent a limited number of times.
+ * Used by swim (membership broadcasts) and by networkdb (cluster, own and relay queues), which do not know each other.
+ *
+ * Selection order is memberlist's (queue.go, TransmitLimitedQueue): fewest transmissions first, then the
+ * longest that fits, then the newest. A named entry replaces the older one of the same name.
+ */
+export class TransmitQueue {
+  readonly #limits: TransmitQueueLimits;
+  readonly #named = new Map<string, Entry>();
+  /** Index = transmissions so far. */
+  readonly #tiers: Tier[] = [];
+  #length = 0;
+  #bytes = 0;
+  #nextId = 0;
+  #overflowed = 0;
+
+  constructor(limits: TransmitQueueLimits) {
+    this.#limits = limits;
+  }
+
+  /** Entries waiting. */
+  get length(): number {
+    return this.#length;
+  }
+
+  /** Sum of the payload lengths waiting. */
+  get bytes(): number {
+    return this.#bytes;
+  }
+
+  /** Entries pushed out because `maxEntries` was reached. */
+  get overflowed(): number {
+    return this.#overflowed;
+  }
+
+  has(name: string): boolean {
+    return this.#named.has(name);
+  }
+
+  /**
+   * Adds a message; an entry of the same name is dropped, whatever its state. Unnamed entries never replace.
+   * A full queue gives up its most transmitted entry (peers most likely have it), the longest first.
+   */
+  queue(name: string | undefined, payload: Uint8Array): void {
+    if (name !== undefined) this.delete(name);
+    if (this.#length >= this.#limits.maxEntries) this.#dropMostSent();
+    const entry: Entry = { id: this.#nextId++, name, payload, transmissions: 0 };
+    if (name !== undefined) this.#named.set(name, entry);
+    this.#length++;
+    this.#bytes += payload.length;
+    this.#insert(entry);
+  }
+
+  /** Whether there was one. */
+  delete(name: string): boolean {
+    const entry = this.#named.get(name);
+    if (entry === undefined) return false;
+    this.#tiers[entry.transmissions]?.remove(entry);
+    this.#forget(entry);
+    return true;
+  }
+
+  clear(): void {
+    this.#named.clear();
+    this.#tiers.length = 0;
+    this.#length = 0;
+    this.#bytes = 0;
+  }
+
+  /**
+   * Takes messages that fit `budgetBytes`, each costing its length plus `overheadPerMessage`, and counts one
+   * transmission for each. An entry that reaches `transmitLimit` leaves the queue. No entry comes twice in one call.
+   */
+  take(budgetBytes: number, overheadPerMessage: number, transmitLimit: number): Uint8Array[] {
+    const taken: Entry[] = [];
+    let left = budgetBytes;
+    for (const tier of this.#tiers) {
+      for (;;) {
+        const entry = tier.popLongest(left - overheadPerMessage);
+        if (entry === undefined) break;
+        left -= entry.payload.length + overheadPerMessage;
+        taken.push(entry);
+      }
+    }
+    for (const entry of taken) {
+      entry.transmissions++;
+      if (entry.transmissions >= transmitLimit) this.#forget(entry);
+      else this.#insert(entry);
+    }
+    return taken.map((entry) => entry.payload);
+  }
+
+  #forget(entry: Entry): void {
+    this.#length--;
+    this.#bytes -= entry.payload.length;
+    if (entry.name !== undefined) this.#named.delete(entry.name);
+    if (this.#length === 0) this.#tiers.length = 0;
+  }
+
+  #insert(entry: Entry): void {
+    while (this.#tiers.length <= entry.transmissions) this.#tiers.push(new Tier());
+    this.#tiers[entry.transmissions]?.insert(entry);
+  }
+
+  #dropMostSent(): void {
+    for (let sent = this.#tiers.length - 1; sent >= 0; sent--) {
+      const entry = this.#tiers[sent]?.popLongest(Infinity);
+      if (entry === undefined) continue;
+      this.#forget(entry);
+      this.#overflowed++;
+      return;
+    }
+  }
+}
+
+export interface TransmitQueueLimits {
+  /** Protects memory when the network feeds messages faster than gossip drains them. At least 1. */
+  readonly maxEntries: number;
+}
+
+/** Transmissions of one message in a group of `members`: multiplier · ⌈log10(members + 1)⌉, as memberlist counts. */
+export function transmitLimit(multiplier: number, members: number): number {
+  return multiplier * Math.ceil(Math.log10(members + 1));
+}
+
+interface Entry {
+  readonly id: number;
+  readonly name: string | undefined;
+  readonly payload: Uint8Array;
+  transmissions: number;
+}
+
+/** Entries with one number of transmissions, by payload length, oldest to newest within a length. */
+class Tier {
+  readonly #byLength = new Map<number, Entry[]>();
+  /** The lengths present, ascending. */
+  readonly #lengths: number[] = [];
+
+  insert(entry: Entry): void {
+    const length = entry.payload.length;
+    let entries = this.#byLength.get(length);
+    if (entries === undefined) {
+      entries = [];
+      this.#byLength.set(length, entries);
+      this.#lengths.splice(this.#firstAbove(length), 0, length);
+    }
+    let at = entries.length;
+    while (at > 0 && (entries[at - 1]?.id ?? 0) > entry.id) at--;
+    if (at === entries.length) entries.push(entry);
+    else entries.splice(at, 0, entry);
+  }
+
+  /** Removes the newest of the longest entries not longer than `limit` bytes. */
+  popLongest(limit: number): Entry | undefined {
+    for (;;) {
+      const index = this.#firstAbove(limit) - 1;
+      const length = this.#lengths[index];
+      if (length === undefined) return undefined;
+      const entries = this.#byLength.get(length) ?? [];
+      const entry = entries.pop();
+      if (entries.length === 0) this.#removeLength(index, length);
+      if (entry !== undefined) return entry;
+    }
+  }
+
+  remove(entry: Entry): void {
+    const length = entry.payload.length;
+    const entries = this.#byLength.get(length) ?? [];
+    const at = entries.indexOf(entry);
+    if (at >= 0) entries.splice(at, 1);
+    if (entries.length === 0) this.#removeLength(this.#firstAbove(length) - 1, length);
+  }
+
+  #removeLength(index: number, length: number): void {
+    this.#byLength.delete(length);
+    this.#lengths.splice(index, 1);
+  }
+
+  /** Index of the first length greater than `limit`. */
+  #firstAbove(limit: number): number {
+    let low = 0;
+    let high = this.#lengths.length;
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if ((this.#lengths[middle] ?? 0) > limit) high = middle;
+      else low = middle + 1;
+    }
+    return low;
+  }
+}
