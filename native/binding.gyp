@@ -2,7 +2,12 @@
   "targets": [
     {
       "target_name": "netagent",
-      "sources": ["src/addon.cc"],
+      "sources": [
+        "src/addon.cc",
+        "src/netlink_socket.cc",
+        "src/netns.cc",
+        "src/tap_device.cc",
+      ],
       "include_dirs": ["<!@(node -p \"require('node-addon-api').include\")", "src"],
       "defines": ["NAPI_VERSION=8", "NAPI_DISABLE_CPP_EXCEPTIONS", "NODE_ADDON_API_DISABLE_DEPRECATED"],
       "cflags": ["-Wall", "-Wextra", "-Werror", "-O2", "-fno-exceptions"],

@@ -1,6 +1,15 @@
 // Registers what the addon offers; each kernel object has its own file.
 #include <napi.h>
 
-static Napi::Object Init(Napi::Env, Napi::Object exports) { return exports; }
+#include "netlink_socket.h"
+#include "netns.h"
+#include "tap_device.h"
+
+static Napi::Object Init(Napi::Env env, Napi::Object exports) {
+  netagent::NetlinkSocket::Init(env, exports);
+  netagent::InitNetns(env, exports);
+  netagent::InitTapDevice(env, exports);
+  return exports;
+}
 
 NODE_API_MODULE(netagent, Init)

@@ -1,0 +1,45 @@
+#pragma once
+#include <napi.h>
+#include <uv.h>
+
+#include "unique_fd.h"
+
+namespace netagent {
+
+/**
+ * One netlink socket of one protocol in one network namespace.
+ *
+ * Calls are synchronous on purpose: the kernel handles a netlink request inside sendmsg, so the answers are
+ * queued when send returns, and a round trip through the event loop would only make it slower. Message
+ * framing, sequence numbers and errors are TypeScript's (src/kernel/netlink-socket.ts).
+ */
+class NetlinkSocket : public Napi::ObjectWrap<NetlinkSocket> {
+ public:
+  static void Init(Napi::Env env, Napi::Object exports);
+  /** new NetlinkSocket(protocol, netnsFd, receiveBufferBytes); a negative fd means the current namespace. */
+  explicit NetlinkSocket(const Napi::CallbackInfo& info);
+  ~NetlinkSocket() override;
+
+ private:
+  /** send(bytes): one datagram of one or more aligned messages. */
+  Napi::Value Send(const Napi::CallbackInfo& info);
+  /**
+   * receive(buffer, timeoutMs): waits for the first datagram, then appends what else is queued while a
+   * whole one surely fits. Returns the bytes written, 0 when nothing came in time.
+   */
+  Napi::Value Receive(const Napi::CallbackInfo& info);
+  /** join(group): multicast group number. */
+  Napi::Value Join(const Napi::CallbackInfo& info);
+  /** watch(callback): calls back from the event loop whenever something can be received; keeps no loop alive. */
+  Napi::Value Watch(const Napi::CallbackInfo& info);
+  Napi::Value Close(const Napi::CallbackInfo& info);
+
+  void StopWatching();
+  void OnReadable();
+
+  UniqueFd fd_;
+  uv_poll_t* poll_ = nullptr;
+  Napi::FunctionReference callback_;
+};
+
+}  // namespace netagent

@@ -1,0 +1,56 @@
+/** The typed face of the addon; the only file that loads it. Mechanism only: see `native/README.md`. */
+import { createRequire } from "node:module";
+
+/** A failed syscall, as the addon throws it. */
+export interface SyscallError extends Error {
+  /** errno's name: `EPERM`. */
+  readonly code: string;
+  /** Positive. */
+  readonly errno: number;
+  readonly syscall: string;
+  /** What the syscall was for: a path, a device, an address. */
+  readonly object: string;
+}
+
+export interface NativeNetlinkSocket {
+  /** One datagram of aligned messages to the kernel. @throws SyscallError */
+  send(bytes: Uint8Array): void;
+  /**
+   * Fills `buffer` (at least 32 KiB) with queued datagrams, each starting 4-byte aligned; waits up to
+   * `timeoutMs` for the first. Returns the bytes written, 0 for none. @throws SyscallError
+   */
+  receive(buffer: Uint8Array, timeoutMs: number): number;
+  /** Joins a multicast group by number. @throws SyscallError */
+  join(group: number): void;
+  /** Calls back from the event loop while something can be received. Does not keep the process alive. */
+  watch(callback: () => void): void;
+  close(): void;
+}
+
+/** Bits of `bindSocket`'s last argument. */
+export const BIND_FLAG = { reuseAddress: 1, reusePort: 2, freeBind: 4, v6Only: 8 } as const;
+
+/** Everywhere a `netnsFd` is asked for, −1 means the namespace we are in. */
+export interface NativeAddon {
+  readonly NetlinkSocket: new (
+    protocol: number,
+    netnsFd: number,
+    receiveBufferBytes: number,
+  ) => NativeNetlinkSocket;
+  /** Makes a network namespace and pins it by a bind mount on the new file `path`. @throws SyscallError */
+  createNetns(path: string): void;
+  /** Unmounts and unlinks a pin. @throws SyscallError */
+  removeNetns(path: string): void;
+  /** Runs `action` with the thread inside the namespace. `action` must be synchronous. @throws SyscallError */
+  runInNetns<T>(netnsFd: number, action: () => T): T;
+  /** A bound, non-blocking, close-on-exec UDP or TCP socket; the caller owns the descriptor. @throws SyscallError */
+  bindSocket(netnsFd: number, stream: boolean, address: string, port: number, flags: number): number;
+  /** One queue of a TAP device, made if absent; the caller owns the descriptor. @throws SyscallError */
+  openTap(netnsFd: number, name: string, flags: number, vnetHeaderBytes: number, offload: number): number;
+}
+
+export const native = createRequire(import.meta.url)("#native") as NativeAddon;
+
+export function isSyscallError(error: unknown): error is SyscallError {
+  return error instanceof Error && "syscall" in error && "code" in error && "errno" in error;
+}
