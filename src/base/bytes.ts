@@ -1,6 +1,7 @@
 import { DecodeError } from "./error.ts";
 
-const utf8Decoder = new TextDecoder("utf-8");
+/** A byte order mark is text like any other: stripping it would make two names one. */
+const utf8Decoder = new TextDecoder("utf-8", { ignoreBOM: true });
 const utf8Encoder = new TextEncoder();
 
 /** Reads a byte range in order. Every read is bounds-checked and throws `DecodeError` past the end. */
@@ -187,7 +188,17 @@ export class ByteWriter {
   }
 
   write(bytes: Uint8Array): this {
-    this.#bytes.set(bytes, this.#grow(bytes.length));
+    const at = this.#grow(bytes.length);
+    // Most writes are a key or an address: a loop beats the call behind `set` up to a few dozen bytes.
+    if (bytes.length > 24) this.#bytes.set(bytes, at);
+    else for (let i = 0; i < bytes.length; i++) this.#bytes[at + i] = bytes[i] as number;
+    return this;
+  }
+
+  /** Text the caller knows to be ASCII, without a detour over an encoder. */
+  ascii(text: string): this {
+    const at = this.#grow(text.length);
+    for (let i = 0; i < text.length; i++) this.#bytes[at + i] = text.charCodeAt(i);
     return this;
   }
 
@@ -207,6 +218,9 @@ export class ByteWriter {
   }
 
   /** Overwrites bytes already written, for lengths known only later. */
+  patchU8(at: number, value: number): void {
+    this.#view.setUint8(at, value);
+  }
   patchU16(at: number, value: number): void {
     this.#view.setUint16(at, value);
   }
@@ -218,6 +232,21 @@ export class ByteWriter {
   }
   patchU32h(at: number, value: number): void {
     this.#view.setUint32(at, value, true);
+  }
+
+  /** Forgets what was written and keeps the space. */
+  reset(): void {
+    this.#length = 0;
+  }
+
+  /** Forgets all but the first `length` bytes. */
+  truncate(length: number): void {
+    if (length < this.#length) this.#length = length;
+  }
+
+  /** What was written, without a copy: valid until the next write. */
+  view(): Uint8Array {
+    return this.#bytes.subarray(0, this.#length);
   }
 
   /** A copy of what was written. */

@@ -1,0 +1,569 @@
+/**
+ * One exchange over TCP: the order of envelopes is label → encryption frame → compression → message.
+ *
+ *     f4 len label                     only in what the dialling side sends
+ *     0a len32 sealed                  len counts the sealed bytes; associated data: these 5 bytes, then the label
+ *     09 {Algo, Buf}                   at most once
+ *     06 {Join, Nodes, UserStateLen}   then `Nodes` member maps, then the user state
+ *     08 {UserMsgLen}                  then the payload
+ *     00 ping   02 ack   0d error      as in packets
+ *
+ * One request and at most one reply per connection; what follows a complete message is ignored.
+ */
+import { assert, unreachable } from "../../base/assert.ts";
+import { ByteWriter } from "../../base/bytes.ts";
+import { DecodeError } from "../../base/error.ts";
+import {
+  fieldCount,
+  fieldKey,
+  fieldTable,
+  MsgpackReader,
+  NO_BYTES,
+  ValueScanner,
+  writeBool,
+  writeBytes,
+  writeMapHeader,
+  writeText,
+  writeUnsigned,
+  type EmptyBytes,
+} from "../msgpack.ts";
+import { decodeCompressed, encodeCompressed } from "./compress.ts";
+import { labelBytes, labelLength, labelOverhead } from "./label.ts";
+import {
+  decodeMessage,
+  encodeMessageInto,
+  MESSAGE_TYPE,
+  type Ack,
+  type ErrorMessage,
+  type Ping,
+  type UserMessage,
+} from "./message.ts";
+import { open, sealedLength, sealInto, sealOverhead, sealsOutgoing, type Sealing } from "./seal.ts";
+
+/** As in Go's NodeStateType: the index is the number on the wire. */
+export const PUSH_PULL_STATES = ["alive", "suspect", "dead", "left"] as const;
+export type PushPullState = (typeof PUSH_PULL_STATES)[number];
+
+/** What the sender knows of one member. Fields as in `Alive`. */
+export interface PushPullNode {
+  readonly name: string;
+  readonly addr: Uint8Array;
+  readonly port: number;
+  readonly meta: Uint8Array;
+  readonly incarnation: number;
+  readonly state: PushPullState;
+  readonly vsn: Uint8Array;
+}
+
+export interface PushPull {
+  readonly type: "push-pull";
+  /** The sender is joining, as opposed to periodic anti-entropy; a reply repeats the request's. */
+  readonly join: boolean;
+  readonly nodes: readonly PushPullNode[];
+  /** Of the application; of a decoded one a view into the input. */
+  readonly userState: Uint8Array;
+}
+
+export type StreamMessage = PushPull | UserMessage | Ping | Ack | ErrorMessage;
+
+/** "request": what the dialling side sends. "reply": what comes back. */
+export type StreamDirection = "request" | "reply";
+
+export interface StreamOptions {
+  readonly sealing: Sealing;
+  /** 12 bytes, needed when `sealsOutgoing(sealing)`; never used twice with a key. */
+  readonly nonce?: Uint8Array;
+  /** Go compresses every stream message while compression is on, also when that makes it longer. */
+  readonly compress: boolean;
+  readonly direction: StreamDirection;
+}
+
+export interface StreamLimits {
+  /** Members in one push/pull: bounds the records made of a message of empty maps. */
+  readonly maxNodes: number;
+  readonly maxUserStateBytes: number;
+  readonly maxUserMessageBytes: number;
+  /** Length of one encryption frame. */
+  readonly maxFrameBytes: number;
+  /** A whole message, as it arrives and after decompression: bounds what one connection holds in memory. */
+  readonly maxMessageBytes: number;
+}
+
+/** Those of newer memberlist releases, tighter where the number of members is concerned (theirs: 1,048,576). */
+export const STREAM_LIMITS: StreamLimits = {
+  maxNodes: 131_072,
+  maxUserStateBytes: 20 * 1024 * 1024,
+  maxUserMessageBytes: 20 * 1024 * 1024,
+  maxFrameBytes: 20 * 1024 * 1024,
+  maxMessageBytes: 40 * 1024 * 1024,
+};
+
+/** Type byte and length in front of an encrypted stream message. */
+export const FRAME_HEADER_LENGTH = 5; // bytes
+
+/** Everything to write on the connection. */
+export function encodeStream(message: StreamMessage, options: StreamOptions): Uint8Array {
+  const plain = encodeStreamMessage(message);
+  return encodeStreamEnvelopes(options.compress ? encodeCompressed(plain) : plain, options);
+}
+
+/** The message without envelopes. `empty`: as in `encodeMessage`. */
+export function encodeStreamMessage(message: StreamMessage, empty: EmptyBytes = "nil"): Uint8Array {
+  const out = new ByteWriter(
+    message.type === "push-pull" ? 64 + 128 * message.nodes.length + message.userState.length : 256,
+  );
+  switch (message.type) {
+    case "push-pull":
+      out.u8(MESSAGE_TYPE.pushPull);
+      writeMapHeader(out, 3);
+      out.write(KEY.join);
+      writeBool(out, message.join);
+      out.write(KEY.nodes);
+      writeUnsigned(out, message.nodes.length);
+      out.write(KEY.userStateLen);
+      writeUnsigned(out, message.userState.length);
+      for (const node of message.nodes) encodeNode(node, out, empty);
+      out.write(message.userState);
+      break;
+    case "user":
+      out.u8(MESSAGE_TYPE.user);
+      writeMapHeader(out, 1);
+      out.write(KEY.userMsgLen);
+      writeUnsigned(out, message.payload.length);
+      out.write(message.payload);
+      break;
+    case "ping":
+    case "ack":
+    case "error":
+      encodeMessageInto(message, out, empty);
+      break;
+    default:
+      unreachable(message);
+  }
+  return out.finish();
+}
+
+/** Puts encryption frame and label, as `options` ask for, around a message that may be compressed already. */
+export function encodeStreamEnvelopes(
+  plain: Uint8Array,
+  options: Omit<StreamOptions, "compress">,
+): Uint8Array {
+  const { sealing } = options;
+  const label = labelBytes(sealing.label);
+  const at = options.direction === "request" ? labelOverhead(sealing.label) : 0;
+  const seals = sealsOutgoing(sealing);
+  if (at === 0 && !seals) return plain;
+  const sealed = seals ? sealedLength(plain.length, sealing.encryptionVersion) : 0;
+  const out = new Uint8Array(at + (seals ? FRAME_HEADER_LENGTH + sealed : plain.length));
+  if (at > 0) {
+    out[0] = MESSAGE_TYPE.hasLabel;
+    out[1] = label.length;
+    out.set(label, 2);
+  }
+  if (!seals) {
+    out.set(plain, at);
+    return out;
+  }
+  assert(sealed <= STREAM_LIMITS.maxFrameBytes, "an encrypted stream message has at most 20 MiB");
+  out[at] = MESSAGE_TYPE.encrypt;
+  new DataView(out.buffer).setUint32(at + 1, sealed);
+  const header = out.subarray(at, at + FRAME_HEADER_LENGTH);
+  sealInto(out, at + FRAME_HEADER_LENGTH, plain, sealing, options.nonce, associatedData(header, label));
+  return out;
+}
+
+/**
+ * Takes a stream piece by piece and gives its one message as soon as it is complete. The outcome does not
+ * depend on how the input was cut, the work is linear in it, and the memory at most twice
+ * `limits.maxMessageBytes` plus what decompression gives.
+ */
+export class StreamDecoder {
+  readonly #sealing: Sealing;
+  readonly #limits: StreamLimits;
+  readonly #direction: StreamDirection;
+  #step: "label" | "type" | "frame" | "message" | "done" = "label";
+  #buffer: Uint8Array = NO_BYTES;
+  #length = 0;
+  /** Where the encryption frame or the plain message begins. */
+  #start = 0;
+  #frameEnd = 0;
+  #scanner: MessageScanner | undefined;
+
+  constructor(sealing: Sealing, limits: StreamLimits, direction: StreamDirection) {
+    this.#sealing = sealing;
+    this.#limits = limits;
+    this.#direction = direction;
+  }
+
+  /**
+   * The message once it is complete, undefined before and ever after. Keeps no reference to `bytes` after
+   * it returned undefined; payload and user state of a message may be views into it.
+   * @throws DecodeError when no further input can make it good: close the connection.
+   */
+  push(bytes: Uint8Array): StreamMessage | undefined {
+    if (this.#step === "done") return undefined;
+    if (this.#length > 0) this.#append(bytes);
+    else {
+      this.#buffer = bytes;
+      this.#length = bytes.length;
+    }
+    let message: StreamMessage | undefined;
+    try {
+      message = this.#advance();
+    } catch (error) {
+      this.#release();
+      throw error;
+    }
+    if (message !== undefined) this.#release();
+    else if (this.#buffer === bytes) this.#buffer = bytes.slice(0, this.#length);
+    return message;
+  }
+
+  /** The peer has closed. @throws DecodeError unless a message came. */
+  end(): void {
+    if (this.#step === "done") return;
+    const got = this.#length;
+    this.#release();
+    throw new DecodeError("memberlist stream", got, "input ends early");
+  }
+
+  #advance(): StreamMessage | undefined {
+    if (this.#step === "label") {
+      if (!this.#passLabel()) return undefined;
+      this.#step = "type";
+    }
+    if (this.#step === "type") {
+      if (this.#length <= this.#start) return undefined;
+      this.#step = this.#chooseEnvelope();
+    }
+    if (this.#step === "frame") return this.#advanceFrame();
+    const scanner = this.#scanner;
+    assert(scanner !== undefined, "a plain message has a scanner");
+    return scanner.advance(this.#buffer, this.#length)
+      ? decodeStreamMessage(this.#buffer.subarray(this.#start, scanner.end), this.#limits, this.#direction)
+      : undefined;
+  }
+
+  #passLabel(): boolean {
+    // A reply carries no label header, whatever label the cluster has.
+    if (this.#direction === "reply") return true;
+    const length = labelLength(this.#buffer, this.#length, this.#sealing.label);
+    if (length === undefined) return false;
+    this.#start = length;
+    return true;
+  }
+
+  #chooseEnvelope(): "frame" | "message" {
+    const keys = this.#sealing.keys.length;
+    if (this.#buffer[this.#start] === MESSAGE_TYPE.encrypt) {
+      if (keys === 0)
+        throw new DecodeError("memberlist stream", this.#start, "encrypted, but no key is installed");
+      return "frame";
+    }
+    if (keys > 0 && this.#sealing.verifyIncoming)
+      throw new DecodeError("memberlist stream", this.#start, "not encrypted, but encryption is required");
+    this.#scanner = new MessageScanner(this.#start, this.#limits);
+    return "message";
+  }
+
+  #advanceFrame(): StreamMessage | undefined {
+    const body = this.#start + FRAME_HEADER_LENGTH;
+    if (this.#length < body) return undefined;
+    if (this.#frameEnd === 0) {
+      const view = new DataView(this.#buffer.buffer, this.#buffer.byteOffset + this.#start);
+      const length = view.getUint32(1);
+      if (length > this.#limits.maxFrameBytes)
+        throw new DecodeError(
+          "memberlist stream",
+          this.#start + 1,
+          `frame of ${length} bytes exceeds the limit`,
+        );
+      if (length < sealOverhead(1))
+        throw new DecodeError("memberlist stream", this.#start + 1, `frame of ${length} bytes is too short`);
+      this.#frameEnd = body + length;
+    }
+    if (this.#length < this.#frameEnd) return undefined;
+    const header = this.#buffer.subarray(this.#start, body);
+    const associated = associatedData(header, labelBytes(this.#sealing.label));
+    const plain = open(this.#buffer.subarray(body, this.#frameEnd), this.#sealing.keys, associated);
+    return decodeStreamMessage(plain, this.#limits, this.#direction);
+  }
+
+  /** What exceeds the largest message can only be rubbish after it, so it is not kept. */
+  #append(bytes: Uint8Array): void {
+    const { maxMessageBytes, maxFrameBytes } = this.#limits;
+    const most = Math.max(maxMessageBytes, maxFrameBytes) + MAX_ENVELOPE_BYTES;
+    const count = Math.min(bytes.length, most - this.#length);
+    const needed = this.#length + count;
+    if (needed > this.#buffer.length) {
+      const larger = new Uint8Array(Math.max(needed, 2 * this.#buffer.length));
+      larger.set(this.#buffer.subarray(0, this.#length));
+      this.#buffer = larger;
+    }
+    this.#buffer.set(bytes.subarray(0, count), this.#length);
+    this.#length = needed;
+  }
+
+  #release(): void {
+    this.#step = "done";
+    this.#buffer = NO_BYTES;
+    this.#length = 0;
+    this.#scanner = undefined;
+  }
+}
+
+/** Label header and frame header. */
+const MAX_ENVELOPE_BYTES = 2 + 255 + FRAME_HEADER_LENGTH;
+
+function associatedData(frameHeader: Uint8Array, label: Uint8Array): Uint8Array {
+  if (label.length === 0) return frameHeader;
+  const bytes = new Uint8Array(frameHeader.length + label.length);
+  bytes.set(frameHeader);
+  bytes.set(label, frameHeader.length);
+  return bytes;
+}
+
+/** Finds where a plain message ends, and refuses announced sizes before their bytes are waited for. */
+class MessageScanner {
+  readonly #values: ValueScanner;
+  readonly #limits: StreamLimits;
+  readonly #start: number;
+  #step: "type" | "header" | "body" = "type";
+  #kind = -1;
+  /** Raw bytes after the last map. */
+  #trailing = 0;
+
+  constructor(start: number, limits: StreamLimits) {
+    this.#values = new ValueScanner("memberlist stream", start + 1, start + limits.maxMessageBytes);
+    this.#limits = limits;
+    this.#start = start;
+  }
+
+  /** First byte after the message, once `advance` has said true. */
+  get end(): number {
+    return this.#values.offset;
+  }
+
+  advance(bytes: Uint8Array, length: number): boolean {
+    if (this.#step === "type") {
+      if (length <= this.#start) return false;
+      this.#kind = bytes[this.#start] as number;
+      if (!STREAM_TYPES.has(this.#kind))
+        throw new DecodeError("memberlist stream", this.#start, `message type ${this.#kind} not valid here`);
+      this.#values.expect(1);
+      this.#step = "header";
+    }
+    if (!this.#values.advance(bytes, length)) return false;
+    if (this.#step === "header") {
+      this.#step = "body";
+      if (this.#kind === MESSAGE_TYPE.pushPull) {
+        const input = new MsgpackReader(bytes, "memberlist push/pull", this.#start + 1);
+        const header = decodePushPullHeader(input, this.#limits);
+        this.#values.expect(header.nodes);
+        this.#trailing = header.userStateBytes;
+      } else if (this.#kind === MESSAGE_TYPE.user) {
+        const input = new MsgpackReader(bytes, "memberlist stream user message", this.#start + 1);
+        this.#trailing = decodeUserHeader(input, this.#limits);
+      }
+    }
+    if (!this.#values.advance(bytes, length)) return false;
+    if (this.#trailing > 0) {
+      this.#values.expectBytes(this.#trailing);
+      this.#trailing = 0;
+    }
+    return this.#values.advance(bytes, length);
+  }
+}
+
+const STREAM_TYPES: ReadonlySet<number> = new Set([
+  MESSAGE_TYPE.ping,
+  MESSAGE_TYPE.ack,
+  MESSAGE_TYPE.pushPull,
+  MESSAGE_TYPE.user,
+  MESSAGE_TYPE.compress,
+  MESSAGE_TYPE.error,
+]);
+
+/** A message all of whose bytes are there; it may announce more than there are. */
+function decodeStreamMessage(
+  bytes: Uint8Array,
+  limits: StreamLimits,
+  direction: StreamDirection,
+  compressed = false,
+): StreamMessage {
+  const kind = bytes[0];
+  switch (kind) {
+    case MESSAGE_TYPE.compress: {
+      if (compressed) throw new DecodeError("memberlist stream", 0, "compressed twice");
+      return decodeStreamMessage(decodeCompressed(bytes, limits.maxMessageBytes), limits, direction, true);
+    }
+    case MESSAGE_TYPE.pushPull:
+      return decodePushPull(bytes, limits);
+    case MESSAGE_TYPE.user: {
+      if (direction !== "request") break;
+      const input = new MsgpackReader(bytes, "memberlist stream user message", 1);
+      const length = decodeUserHeader(input, limits);
+      return { type: "user", payload: tail(bytes, input.offset, length) };
+    }
+    case MESSAGE_TYPE.ping:
+    case MESSAGE_TYPE.ack:
+    case MESSAGE_TYPE.error: {
+      if ((kind === MESSAGE_TYPE.ping) !== (direction === "request")) break;
+      const message = decodeMessage(bytes);
+      assert(
+        message.type === "ping" || message.type === "ack" || message.type === "error",
+        "the type byte decides",
+      );
+      return message;
+    }
+    case undefined:
+      throw new DecodeError("memberlist stream", 0, "empty message");
+    default:
+      break;
+  }
+  throw new DecodeError("memberlist stream", 0, `message type ${kind} not valid in a ${direction}`);
+}
+
+function tail(bytes: Uint8Array, at: number, length: number): Uint8Array {
+  if (length > bytes.length - at) throw new DecodeError("memberlist stream", at, "input ends early");
+  return bytes.subarray(at, at + length);
+}
+
+interface PushPullHeader {
+  readonly join: boolean;
+  readonly nodes: number;
+  readonly userStateBytes: number;
+}
+
+const PUSH_PULL_HEADER = fieldTable("Nodes", "UserStateLen", "Join");
+
+function decodePushPullHeader(input: MsgpackReader, limits: StreamLimits): PushPullHeader {
+  let nodes = 0;
+  let userStateBytes = 0;
+  let join = false;
+  const shape = input.struct();
+  for (let i = 0, count = fieldCount(shape); i < count; i++) {
+    switch (input.field(shape, i, PUSH_PULL_HEADER)) {
+      case 0:
+        nodes = input.int();
+        break;
+      case 1:
+        userStateBytes = input.int();
+        break;
+      case 2:
+        join = input.bool();
+        break;
+      default:
+        input.skip();
+    }
+  }
+  if (nodes < 0 || nodes > limits.maxNodes) input.fail(`${nodes} members are outside 0 … ${limits.maxNodes}`);
+  if (userStateBytes < 0 || userStateBytes > limits.maxUserStateBytes)
+    input.fail(`user state of ${userStateBytes} bytes is outside 0 … ${limits.maxUserStateBytes}`);
+  return { join, nodes, userStateBytes };
+}
+
+const USER_HEADER = fieldTable("UserMsgLen");
+
+function decodeUserHeader(input: MsgpackReader, limits: StreamLimits): number {
+  let length = 0;
+  const shape = input.struct();
+  for (let i = 0, count = fieldCount(shape); i < count; i++) {
+    if (input.field(shape, i, USER_HEADER) === 0) length = input.int();
+    else input.skip();
+  }
+  if (length < 0 || length > limits.maxUserMessageBytes)
+    input.fail(`user message of ${length} bytes is outside 0 … ${limits.maxUserMessageBytes}`);
+  return length;
+}
+
+function decodePushPull(bytes: Uint8Array, limits: StreamLimits): PushPull {
+  const input = new MsgpackReader(bytes, "memberlist push/pull", 1);
+  const header = decodePushPullHeader(input, limits);
+  const nodes: PushPullNode[] = [];
+  for (let i = 0; i < header.nodes; i++) {
+    const node = decodeNode(input);
+    // A state of some later release: Go's merge passes over it too.
+    if (node !== undefined) nodes.push(node);
+  }
+  return {
+    type: "push-pull",
+    join: header.join,
+    nodes,
+    userState: tail(bytes, input.offset, header.userStateBytes),
+  };
+}
+
+const NODE = fieldTable("Name", "Addr", "Port", "Meta", "Incarnation", "State", "Vsn");
+
+function decodeNode(input: MsgpackReader): PushPullNode | undefined {
+  let name = "";
+  let addr = NO_BYTES;
+  let port = 0;
+  let meta = NO_BYTES;
+  let incarnation = 0;
+  let state = 0;
+  let vsn = NO_BYTES;
+  const shape = input.struct();
+  for (let i = 0, count = fieldCount(shape); i < count; i++) {
+    switch (input.field(shape, i, NODE)) {
+      case 0:
+        name = input.text();
+        break;
+      case 1:
+        addr = input.bytes();
+        break;
+      case 2:
+        port = input.u16();
+        break;
+      case 3:
+        meta = input.bytes();
+        break;
+      case 4:
+        incarnation = input.u32();
+        break;
+      case 5:
+        state = input.int();
+        break;
+      case 6:
+        vsn = input.bytes();
+        break;
+      default:
+        input.skip();
+    }
+  }
+  const known = PUSH_PULL_STATES[state];
+  return known === undefined ? undefined : { name, addr, port, meta, incarnation, state: known, vsn };
+}
+
+function encodeNode(node: PushPullNode, out: ByteWriter, empty: EmptyBytes): void {
+  writeMapHeader(out, 7);
+  out.write(KEY.addr);
+  writeBytes(out, node.addr, empty);
+  out.write(KEY.incarnation);
+  writeUnsigned(out, node.incarnation);
+  out.write(KEY.meta);
+  writeBytes(out, node.meta, empty);
+  out.write(KEY.name);
+  writeText(out, node.name);
+  out.write(KEY.port);
+  writeUnsigned(out, node.port);
+  out.write(KEY.state);
+  writeUnsigned(out, PUSH_PULL_STATES.indexOf(node.state));
+  out.write(KEY.vsn);
+  writeBytes(out, node.vsn, empty);
+}
+
+const KEY = {
+  addr: fieldKey("Addr"),
+  incarnation: fieldKey("Incarnation"),
+  join: fieldKey("Join"),
+  meta: fieldKey("Meta"),
+  name: fieldKey("Name"),
+  nodes: fieldKey("Nodes"),
+  port: fieldKey("Port"),
+  state: fieldKey("State"),
+  userMsgLen: fieldKey("UserMsgLen"),
+  userStateLen: fieldKey("UserStateLen"),
+  vsn: fieldKey("Vsn"),
+} as const;
