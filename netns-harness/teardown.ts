@@ -17,6 +17,7 @@ export const KEPT_FILE = "kept";
 
 /** How long a killed process may take to disappear (ms); SIGKILL needs a few. */
 const KILL_PATIENCE_MS = 5_000;
+const KILL_ROUNDS = 5;
 const NETNS_FOLDER = "/run/netns";
 
 /** What identifies a lab: the prefix of its namespaces (`na-4711-`) and its directory (`/tmp/na-4711`). */
@@ -42,15 +43,23 @@ export function processIdentity(pid: number): string | undefined {
 
 /** Ends and removes everything that carries the mark. Idempotent; returns what could not be removed. */
 export function tearDown(lab: LabMark): string[] {
+  // A process may fork while the list is made: look again until a look finds nothing, or something cannot be killed.
+  for (let round = 0; round < KILL_ROUNDS; round++) {
+    removeOnce(lab);
+    if (leftovers(lab).length === 0) return [];
+  }
+  return leftovers(lab);
+}
+
+function removeOnce(lab: LabMark): void {
   kill(labProcesses(lab));
   for (const mount of labMounts(lab)) spawnSync("umount", ["--lazy", mount]);
   for (const name of labNamespaces(lab)) spawnSync("ip", ["netns", "delete", name]);
   try {
     rmSync(lab.folder, { recursive: true, force: true });
   } catch {
-    // Reported below.
+    // Found by leftovers().
   }
-  return leftovers(lab);
 }
 
 /** One line per object that still carries the mark; empty when the lab left nothing. */

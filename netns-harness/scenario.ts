@@ -1,0 +1,38 @@
+/** A test with a lab of its own; a failure shows what the agents logged and saves their logs. */
+
+import { cpSync, existsSync, mkdirSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { test } from "node:test";
+import { lastLines } from "./host.ts";
+import { Lab } from "./lab.ts";
+
+const LOG_LINES = 25;
+
+/**
+ * Registers a test. The lab is gone when it ends, whatever happens; KEEP_LAB=1 keeps it, KEEP_LAB=failed keeps it
+ * when the test fails.
+ */
+export function scenario(name: string, body: (lab: Lab) => Promise<void>): void {
+  void test(name, async () => {
+    await using lab = Lab.create();
+    try {
+      await body(lab);
+    } catch (error) {
+      showEvidence(name, lab);
+      if (process.env["KEEP_LAB"] === "failed") console.error(lab.keep());
+      throw error;
+    }
+  });
+}
+
+function showEvidence(name: string, lab: Lab): void {
+  const folder = join(tmpdir(), "netagent-failed", name.replace(/[^a-z0-9]+/gi, "-").slice(0, 60));
+  mkdirSync(folder, { recursive: true });
+  for (const host of lab.hosts) {
+    if (!existsSync(host.logFile)) continue;
+    const copy = join(folder, `${host.name}.log`);
+    cpSync(host.logFile, copy);
+    console.error(`--- ${host.name}, end of ${copy}\n${lastLines(host.log(), LOG_LINES)}`);
+  }
+}
