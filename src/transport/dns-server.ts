@@ -1,0 +1,124 @@
+import { createSocket, type Socket as UdpSocket } from "node:dgram";
+import { connect, createServer, type Server, type Socket } from "node:net";
+
+/** Takes a query and, once, its answer; a query without an answer is dropped. */
+export type QueryHandler = (
+  bytes: Uint8Array,
+  transport: "udp" | "tcp",
+  reply: (answer: Uint8Array) => void,
+) => void;
+
+/** TCP clients of one listener at one time, and how long one may stay silent. */
+const MAX_TCP_CLIENTS = 64;
+const TCP_IDLE_MS = 10_000;
+
+/** A DNS listener on two sockets that were bound elsewhere (inside a sandbox); takes over the descriptors. */
+export class DnsListener {
+  readonly #udp: UdpSocket;
+  readonly #tcp: Server;
+  readonly #clients = new Set<Socket>();
+
+  constructor(udpFd: number, tcpFd: number, onQuery: QueryHandler) {
+    this.#udp = createSocket("udp4");
+    this.#udp.on("error", () => undefined);
+    this.#udp.on("message", (bytes, from) => {
+      onQuery(bytes, "udp", (answer) => this.#udp.send(answer, from.port, from.address, () => undefined));
+    });
+    this.#udp.bind({ fd: udpFd });
+    this.#tcp = createServer((client) => this.#serve(client, onQuery));
+    this.#tcp.on("error", () => undefined);
+    this.#tcp.maxConnections = MAX_TCP_CLIENTS;
+    this.#tcp.listen({ fd: tcpFd });
+    // Names alone keep no agent alive.
+    this.#udp.unref();
+    this.#tcp.unref();
+  }
+
+  close(): void {
+    this.#udp.close();
+    this.#tcp.close();
+    for (const client of this.#clients) client.destroy();
+  }
+
+  #serve(client: Socket, onQuery: QueryHandler): void {
+    this.#clients.add(client);
+    client.on("close", () => this.#clients.delete(client));
+    client.on("error", () => undefined);
+    client.setTimeout(TCP_IDLE_MS, () => client.destroy());
+    readFrames(client, (bytes) => onQuery(bytes, "tcp", (answer) => client.write(frame(answer))));
+  }
+}
+
+/** Exchanges with upstream servers from the host's side, each on a socket of its own: a fresh source port a question. */
+export class DnsUpstream {
+  readonly #exchanges = new Map<number, () => void>();
+  readonly #onAnswer: (exchange: number, bytes: Uint8Array) => void;
+  readonly #onFailure: (exchange: number) => void;
+
+  constructor(
+    onAnswer: (exchange: number, bytes: Uint8Array) => void,
+    onFailure: (exchange: number) => void,
+  ) {
+    this.#onAnswer = onAnswer;
+    this.#onFailure = onFailure;
+  }
+
+  ask(exchange: number, server: string, transport: "udp" | "tcp", bytes: Uint8Array): void {
+    if (transport === "udp") this.#askUdp(exchange, server, bytes);
+    else this.#askTcp(exchange, server, bytes);
+  }
+
+  end(exchange: number): void {
+    this.#exchanges.get(exchange)?.();
+    this.#exchanges.delete(exchange);
+  }
+
+  close(): void {
+    for (const exchange of [...this.#exchanges.keys()]) this.end(exchange);
+  }
+
+  #fail(exchange: number): void {
+    if (this.#exchanges.has(exchange)) this.#onFailure(exchange);
+  }
+
+  #askUdp(exchange: number, server: string, bytes: Uint8Array): void {
+    const socket = createSocket(server.includes(":") ? "udp6" : "udp4");
+    this.#exchanges.set(exchange, () => socket.close());
+    socket.on("error", () => this.#fail(exchange));
+    socket.on("message", (answer) => this.#onAnswer(exchange, answer));
+    // Connected, so that only this server can answer and a closed port is heard at once.
+    socket.connect(53, server, () => {
+      if (this.#exchanges.has(exchange))
+        socket.send(bytes, (error) => (error ? this.#fail(exchange) : undefined));
+    });
+  }
+
+  #askTcp(exchange: number, server: string, bytes: Uint8Array): void {
+    const socket = connect(53, server, () => socket.write(frame(bytes)));
+    this.#exchanges.set(exchange, () => socket.destroy());
+    socket.on("error", () => this.#fail(exchange));
+    socket.on("close", () => this.#fail(exchange));
+    readFrames(socket, (answer) => this.#onAnswer(exchange, answer));
+  }
+}
+
+/** DNS over TCP: two bytes of length before each message (RFC 1035 §4.2.2). */
+function frame(bytes: Uint8Array): Uint8Array {
+  const framed = new Uint8Array(bytes.length + 2);
+  framed[0] = bytes.length >> 8;
+  framed[1] = bytes.length & 0xff;
+  framed.set(bytes, 2);
+  return framed;
+}
+
+function readFrames(socket: Socket, onMessage: (bytes: Uint8Array) => void): void {
+  let buffered = Buffer.alloc(0);
+  socket.on("data", (chunk) => {
+    buffered = Buffer.concat([buffered, chunk]);
+    while (buffered.length >= 2 && buffered.length >= 2 + buffered.readUInt16BE(0)) {
+      const length = buffered.readUInt16BE(0);
+      onMessage(buffered.subarray(2, 2 + length));
+      buffered = buffered.subarray(2 + length);
+    }
+  });
+}
