@@ -1,0 +1,50 @@
+/**
+ * What a dataplane offers the reconciler. The kernel's VXLAN and the userspace engine are two of them; tests
+ * use a recorder. A dataplane knows steps, not tables.
+ */
+import type { NetError } from "../base/error.ts";
+import type { NetworkId } from "../base/id.ts";
+import type { DesiredOverlay } from "../overlay/desired.ts";
+import type { ActualOverlay, OverlayStep } from "../overlay/plan.ts";
+
+export type StepResult =
+  | { readonly status: "done" }
+  /** Tried and refused; names step, errno and the kernel's text. */
+  | { readonly status: "failed"; readonly error: NetError }
+  /** Not tried, because a step it needs failed in this round. */
+  | { readonly status: "skipped" };
+
+/** One step with what became of it. */
+export interface AppliedStep {
+  readonly step: OverlayStep;
+  readonly result: StepResult;
+}
+
+export interface ReadOptions {
+  /** Trust nothing remembered: dump everything again (the sweep). Default false. */
+  readonly fresh?: boolean;
+}
+
+export interface Dataplane {
+  readonly kind: "kernel" | "userspace";
+
+  /**
+   * What is there of the network, in its namespace and in the sandboxes of its endpoints.
+   * @throws NetError when the kernel cannot be asked at all (no privileges, interrupted for ever)
+   */
+  read(desired: DesiredOverlay, options?: ReadOptions): ActualOverlay;
+
+  /** Tries every step in order; one that fails stops only those that need it. Never throws for a step. */
+  apply(desired: DesiredOverlay, steps: readonly OverlayStep[]): readonly AppliedStep[];
+
+  /** Networks with kernel objects of ours, from whatever life: for adoption and for cleaning up. */
+  list(): readonly NetworkId[];
+
+  /**
+   * Calls `onDrift` when something of a network was changed by another hand (or by ourselves, harmlessly).
+   * `undefined` means any network. From the event loop, never during `read` or `apply`.
+   */
+  watch(onDrift: (network: NetworkId | undefined) => void): void;
+
+  close(): void;
+}
