@@ -31,7 +31,9 @@ export class ByteReader {
   }
 
   #take(count: number): number {
-    if (count < 0 || count > this.remaining) this.fail(`needs ${count} bytes, has ${this.remaining}`);
+    // A negative, fractional or NaN count comes out of arithmetic on lengths a peer sent.
+    if (count >>> 0 !== count || count > this.remaining)
+      this.fail(`needs ${count} bytes, has ${this.remaining}`);
     const at = this.#offset;
     this.#offset += count;
     return at;
@@ -127,6 +129,7 @@ export class ByteWriter {
     return this.#length;
   }
 
+  /** Makes room and tells where. Call it before touching `#bytes` or `#view`: it may replace both. */
   #grow(count: number): number {
     const at = this.#length;
     const needed = at + count;
@@ -141,11 +144,13 @@ export class ByteWriter {
   }
 
   u8(value: number): this {
-    this.#view.setUint8(this.#grow(1), value);
+    const at = this.#grow(1);
+    this.#view.setUint8(at, value);
     return this;
   }
   u16(value: number): this {
-    this.#view.setUint16(this.#grow(2), value);
+    const at = this.#grow(2);
+    this.#view.setUint16(at, value);
     return this;
   }
   u24(value: number): this {
@@ -155,35 +160,43 @@ export class ByteWriter {
     return this;
   }
   u32(value: number): this {
-    this.#view.setUint32(this.#grow(4), value);
+    const at = this.#grow(4);
+    this.#view.setUint32(at, value);
     return this;
   }
   u64(value: bigint): this {
-    this.#view.setBigUint64(this.#grow(8), value);
+    const at = this.#grow(8);
+    this.#view.setBigUint64(at, value);
     return this;
   }
   i32(value: number): this {
-    this.#view.setInt32(this.#grow(4), value);
+    const at = this.#grow(4);
+    this.#view.setInt32(at, value);
     return this;
   }
   f64(value: number): this {
-    this.#view.setFloat64(this.#grow(8), value);
+    const at = this.#grow(8);
+    this.#view.setFloat64(at, value);
     return this;
   }
   u16h(value: number): this {
-    this.#view.setUint16(this.#grow(2), value, true);
+    const at = this.#grow(2);
+    this.#view.setUint16(at, value, true);
     return this;
   }
   u32h(value: number): this {
-    this.#view.setUint32(this.#grow(4), value, true);
+    const at = this.#grow(4);
+    this.#view.setUint32(at, value, true);
     return this;
   }
   i32h(value: number): this {
-    this.#view.setInt32(this.#grow(4), value, true);
+    const at = this.#grow(4);
+    this.#view.setInt32(at, value, true);
     return this;
   }
   u64h(value: bigint): this {
-    this.#view.setBigUint64(this.#grow(8), value, true);
+    const at = this.#grow(8);
+    this.#view.setBigUint64(at, value, true);
     return this;
   }
 

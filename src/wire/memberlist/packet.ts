@@ -102,7 +102,7 @@ export function decodePacket(bytes: Uint8Array, sealing: Sealing): DecodedPacket
   }
   const packet: Unwrapping = { messages: [], problems: [], inflatable: MAX_INFLATED_BYTES };
   unwrap(message, packet, 0);
-  return packet;
+  return { messages: packet.messages, problems: packet.problems };
 }
 
 interface Unwrapping extends DecodedPacket {
