@@ -4,6 +4,7 @@
       "target_name": "netagent",
       "sources": [
         "src/addon.cc",
+        "<!@(ls src/engine/*.cc)",
         "src/netlink_socket.cc",
         "src/netns.cc",
         "src/tap_device.cc",

@@ -94,7 +94,7 @@ export class Place {
 
   /** What every process of this place finds in its environment. */
   protected environment(): NodeJS.ProcessEnv {
-    return { [LAB_VARIABLE]: this.folder };
+    return { [LAB_VARIABLE]: this.lab.folder };
   }
 
   async #serve(argv: [string, ...string[]]): Promise<Background> {

@@ -30,6 +30,50 @@ export interface NativeNetlinkSocket {
 /** Bits of `bindSocket`'s last argument. */
 export const BIND_FLAG = { reuseAddress: 1, reusePort: 2, freeBind: 4, v6Only: 8 } as const;
 
+/** Since the start; names and meanings are in native/src/engine/counters.h. */
+export type EngineCounters = Readonly<Record<EngineCounterName, number>>;
+
+export type EngineCounterName =
+  | "txFrames"
+  | "txBytes"
+  | "txSuperframes"
+  | "txSends"
+  | "txAnswered"
+  | "txDropBroadcast"
+  | "txDropUnknownMac"
+  | "txDropUnknownIp"
+  | "txDropMalformed"
+  | "txDropNoAddress"
+  | "txDropTooBig"
+  | "txDropSend"
+  | "rxFrames"
+  | "rxBytes"
+  | "rxReceives"
+  | "rxWrites"
+  | "rxDropHeader"
+  | "rxDropTruncated"
+  | "rxDropUnknownVni"
+  | "rxDropUnknownSource"
+  | "rxDropWrongVtep"
+  | "rxDropChecksum"
+  | "rxDropEcn"
+  | "rxDropTap"
+  | "wakeups";
+
+/** The userspace engine; `kernel/engine.ts` explains the methods. */
+export interface NativeEngine {
+  addNetwork(options: {
+    readonly vni: number;
+    readonly mtu: number;
+    readonly tapFds: readonly number[];
+  }): void;
+  removeNetwork(vni: number): boolean;
+  /** @throws TypeError unless the bytes are one table of `overlay/engine-table.ts` */
+  publishTable(bytes: Uint8Array): void;
+  counters(): EngineCounters;
+  close(): void;
+}
+
 /** Everywhere a `netnsFd` is asked for, −1 means the namespace we are in. */
 export interface NativeAddon {
   readonly NetlinkSocket: new (
@@ -37,6 +81,15 @@ export interface NativeAddon {
     netnsFd: number,
     receiveBufferBytes: number,
   ) => NativeNetlinkSocket;
+  /** @throws SyscallError */
+  readonly Engine: new (options: {
+    readonly netnsFd: number;
+    /** 4 or 16 bytes each. */
+    readonly addresses: readonly Uint8Array[];
+    readonly port: number;
+    readonly sourcePorts: number;
+    readonly spinMicros: number;
+  }) => NativeEngine;
   /** Makes a network namespace and pins it by a bind mount on the new file `path`. @throws SyscallError */
   createNetns(path: string): void;
   /** Unmounts and unlinks a pin. @throws SyscallError */
