@@ -91,6 +91,32 @@ export class TransmitQueue {
     return taken.map((entry) => entry.payload);
   }
 
+  /** Takes everything at once, least transmitted first. */
+  drain(): Uint8Array[] {
+    const payloads: Uint8Array[] = [];
+    for (const tier of this.#tiers) {
+      for (let entry = tier.popLongest(Infinity); entry !== undefined; entry = tier.popLongest(Infinity)) {
+        payloads.push(entry.payload);
+      }
+    }
+    this.clear();
+    return payloads;
+  }
+
+  /** Takes out those whose payload is longer than `bytes`, which no packet will ever hold. */
+  takeLongerThan(bytes: number): Uint8Array[] {
+    const payloads: Uint8Array[] = [];
+    for (const tier of this.#tiers) {
+      while (tier.longest > bytes) {
+        const entry = tier.popLongest(Infinity);
+        if (entry === undefined) break;
+        this.#forget(entry);
+        payloads.push(entry.payload);
+      }
+    }
+    return payloads;
+  }
+
   #forget(entry: Entry): void {
     this.#length--;
     this.#bytes -= entry.payload.length;
@@ -149,6 +175,11 @@ class Tier {
     while (at > 0 && (entries[at - 1]?.id ?? 0) > entry.id) at--;
     if (at === entries.length) entries.push(entry);
     else entries.splice(at, 0, entry);
+  }
+
+  /** Length of the longest entry, 0 without one. */
+  get longest(): number {
+    return this.#lengths.at(-1) ?? 0;
   }
 
   /** Removes the newest of the longest entries not longer than `limit` bytes. */

@@ -22,7 +22,9 @@ export interface NetworkDbConfig {
   readonly bulkSyncPageBytes: number;
   /** Between two pages to one peer: lets gossip and the peer's other work in between. */
   readonly bulkSyncPageIntervalMs: number;
-  /** Peers asked at once after joining a network, and served at once. */
+  /** To all peers together in that interval: the bandwidth bulk sync may take. */
+  readonly bulkSyncBytesPerInterval: number;
+  /** Peers asked at once after joining a network. */
   readonly bulkSyncParallel: number;
   /** Above this many own events waiting in one network they go out as bulk sync pages instead of datagrams. */
   readonly burstEvents: number;
@@ -71,6 +73,7 @@ export const DEFAULT_NETWORKDB_CONFIG: NetworkDbConfig = {
   bulkSyncTimeoutMs: 30_000,
   bulkSyncPageBytes: 256 * 1024,
   bulkSyncPageIntervalMs: 25,
+  bulkSyncBytesPerInterval: 1024 * 1024,
   bulkSyncParallel: 3,
   burstEvents: 200,
 

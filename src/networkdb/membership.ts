@@ -1,0 +1,156 @@
+/** What the joining, failing and leaving of nodes does to attachments and rows (networkdb.md §5). */
+import type { NetworkId, NodeName } from "../base/id.ts";
+import type { SocketAddr } from "../base/ip.ts";
+import { after, earliest, type Instant } from "../base/time.ts";
+import type { Database } from "./database.ts";
+import type { Node } from "./node-list.ts";
+import { reportChange } from "./watch.ts";
+
+export type Arrival = "known" | "new" | "returned" | "refused";
+
+/** memberlist considers the node alive. `returned`: it had failed or left, and its rows are visible again. */
+export function memberJoined(db: Database, name: NodeName, address: SocketAddr, now: Instant): Arrival {
+  if (name === db.self) return "known";
+  const node = db.nodes.get(name);
+  if (node === undefined) {
+    if (db.nodes.size >= db.config.maxNodes) {
+      db.count("too-many-nodes");
+      return "refused";
+    }
+    retirePredecessor(db, name, address, now);
+    db.nodes.add(name, address);
+    return "new";
+  }
+  node.address = address;
+  if (node.state === "active") return "known";
+  activate(db, node, now);
+  return "returned";
+}
+
+/** memberlist considers the node dead or left. Without a leave event before it probably crashed. */
+export function memberLeft(db: Database, name: NodeName, graceful: boolean, now: Instant): void {
+  const node = db.nodes.get(name);
+  if (node === undefined || node.state === "left") return;
+  if (graceful) markLeft(db, node, now);
+  else if (node.state === "active") markFailed(db, node, now);
+}
+
+/** The node said goodbye, or another name answers at its address: forget its attachments and rows. */
+export function markLeft(db: Database, node: Node, now: Instant): void {
+  // First the rows: whether they were visible is judged by the state they are leaving.
+  dropRowsOf(db, node.name);
+  retire(db, node, now);
+  // Nobody is left to write what this node inherited.
+  for (const other of db.nodes) if (other.heir === node.name) endInheritance(db, other);
+}
+
+/** Forgets a failed or left node whose time is over, with all it still has here. */
+export function forgetNode(db: Database, node: Node): void {
+  db.attachments.forgetNode(node.name);
+  dropRowsOf(db, node.name);
+  db.nodes.delete(node.name);
+}
+
+/** Ends every inheritance that is due and arms the timer for the next. */
+export function expireInheritances(db: Database, now: Instant): void {
+  let next: Instant | undefined;
+  for (const node of db.nodes) {
+    if (node.inheritedUntil === undefined) continue;
+    if (node.inheritedUntil <= now) endInheritance(db, node);
+    else next = earliest(next, node.inheritedUntil);
+  }
+  if (next !== undefined) db.timers.set("inheritance", next);
+}
+
+/** Drops the rows of `owner`, in one network or in all; visible ones are reported as deleted. */
+export function dropRowsOf(db: Database, owner: NodeName, network?: NetworkId): void {
+  for (const attachment of db.attachments.own.values()) {
+    if (network !== undefined && attachment.network !== network) continue;
+    attachment.rows.forEach((table, key, entry) => {
+      if (entry.owner !== owner) return;
+      const value = db.visibleValue(entry);
+      attachment.rows.delete(table, key);
+      reportChange(db, { network: attachment.network, table, key }, { owner, value }, undefined);
+    });
+  }
+}
+
+/** Back from failed or left: participant again where it was attached, and what was suspended is visible again. */
+function activate(db: Database, node: Node, now: Instant): void {
+  const wasVisible = node.heir !== undefined;
+  node.state = "active";
+  node.reapAt = undefined;
+  node.heir = undefined;
+  node.inheritedUntil = undefined;
+  for (const [network, attachment] of db.attachments.remotesOf(node.name)) {
+    if (!attachment.leaving) db.setParticipant(network, node.name, true);
+  }
+  for (const { network, rows } of db.attachments.own.values()) {
+    rows.forEach((table, key, entry) => {
+      if (entry.owner !== node.name || entry.deleted) return;
+      if (entry.reapAt !== undefined && entry.reapAt <= now) {
+        rows.delete(table, key);
+        return;
+      }
+      rows.setReapAt(entry, undefined);
+      const row = { owner: node.name, value: entry.value };
+      reportChange(db, { network, table, key }, wasVisible ? row : undefined, row);
+    });
+  }
+}
+
+/**
+ * Crashed or cut off: not a peer any more, but its attachments are kept and its rows are only suspended, so that a
+ * short outage forgets no names (moby 53141; upstream master does the same).
+ */
+function markFailed(db: Database, node: Node, now: Instant): void {
+  node.state = "failed";
+  node.reapAt ??= after(now, db.config.nodeReapMs);
+  for (const network of db.attachments.remotesOf(node.name).keys()) {
+    db.setParticipant(network, node.name, false);
+  }
+  const reapAt = after(now, db.config.rowReapMs);
+  for (const { network, rows } of db.attachments.own.values()) {
+    rows.forEach((table, key, entry) => {
+      if (entry.owner !== node.name || entry.deleted) return;
+      rows.setReapAt(entry, reapAt);
+      reportChange(db, { network, table, key }, { owner: node.name, value: entry.value }, undefined);
+    });
+  }
+}
+
+/**
+ * The same address and port under a new name is a restarted agent: the old name has left. Its rows are not dropped
+ * as upstream does, but stay visible until the new name wrote the same keys, so that a restart cuts no connection.
+ */
+function retirePredecessor(db: Database, successor: NodeName, address: SocketAddr, now: Instant): void {
+  const node = db.nodes.predecessorAt(address, successor);
+  if (node === undefined || node.state === "left") return;
+  db.count("member-reincarnated");
+  const wasActive = node.state === "active";
+  if (!wasActive) {
+    markLeft(db, node, now);
+    return;
+  }
+  node.heir = successor;
+  node.inheritedUntil = after(now, db.config.inheritMs);
+  retire(db, node, now);
+  // Restarted twice in a row: what the old name inherited goes on to the new one.
+  for (const other of db.nodes) if (other.heir === node.name) other.heir = successor;
+  db.timers.set("inheritance", earliest(db.timers.get("inheritance"), node.inheritedUntil) ?? now);
+}
+
+function retire(db: Database, node: Node, now: Instant): void {
+  node.state = "left";
+  node.reapAt ??= after(now, db.config.nodeReapMs);
+  for (const network of db.attachments.remotesOf(node.name).keys()) {
+    db.setParticipant(network, node.name, false);
+  }
+  db.attachments.forgetNode(node.name);
+}
+
+function endInheritance(db: Database, node: Node): void {
+  dropRowsOf(db, node.name);
+  node.heir = undefined;
+  node.inheritedUntil = undefined;
+}
