@@ -25,7 +25,8 @@ void NetlinkSocket::Init(Napi::Env env, Napi::Object exports) {
   exports.Set("NetlinkSocket", DefineClass(env, "NetlinkSocket",
                                            {InstanceMethod("send", &NetlinkSocket::Send),
                                             InstanceMethod("receive", &NetlinkSocket::Receive),
-                                            InstanceMethod("join", &NetlinkSocket::Join),
+                                            InstanceMethod("setMembership", &NetlinkSocket::SetMembership),
+                                            InstanceMethod("listenAllNamespaces", &NetlinkSocket::ListenAllNamespaces),
                                             InstanceMethod("watch", &NetlinkSocket::Watch),
                                             InstanceMethod("close", &NetlinkSocket::Close)}));
 }
@@ -134,13 +135,23 @@ Napi::Value NetlinkSocket::Receive(const Napi::CallbackInfo& info) {
   return Napi::Number::New(env, static_cast<double>(filled < capacity ? filled : capacity));
 }
 
-Napi::Value NetlinkSocket::Join(const Napi::CallbackInfo& info) {
+Napi::Value NetlinkSocket::SetMembership(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
-  if (info.Length() != 1 || !info[0].IsNumber()) return ThrowArgumentError(env, "join(group)");
-  if (!fd_.valid()) return ThrowSyscallError(env, EBADF, "join", kObject);
+  if (info.Length() != 2 || !info[0].IsNumber() || !info[1].IsBoolean())
+    return ThrowArgumentError(env, "setMembership(group, member)");
+  if (!fd_.valid()) return ThrowSyscallError(env, EBADF, "setsockopt", kObject);
   const int group = info[0].As<Napi::Number>().Int32Value();
-  if (setsockopt(fd_.get(), SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, &group, sizeof group) != 0)
-    return ThrowSyscallError(env, errno, "join", "netlink group " + std::to_string(group));
+  const int option = info[1].As<Napi::Boolean>() ? NETLINK_ADD_MEMBERSHIP : NETLINK_DROP_MEMBERSHIP;
+  if (setsockopt(fd_.get(), SOL_NETLINK, option, &group, sizeof group) != 0)
+    return ThrowSyscallError(env, errno, "setsockopt", "netlink group " + std::to_string(group));
+  return env.Undefined();
+}
+
+Napi::Value NetlinkSocket::ListenAllNamespaces(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  const int one = 1;
+  if (setsockopt(fd_.get(), SOL_NETLINK, NETLINK_LISTEN_ALL_NSID, &one, sizeof one) != 0)
+    return ThrowSyscallError(env, errno, "setsockopt", kObject);
   return env.Undefined();
 }
 

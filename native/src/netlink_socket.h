@@ -28,8 +28,10 @@ class NetlinkSocket : public Napi::ObjectWrap<NetlinkSocket> {
    * whole one surely fits. Returns the bytes written, 0 when nothing came in time.
    */
   Napi::Value Receive(const Napi::CallbackInfo& info);
-  /** join(group): multicast group number. */
-  Napi::Value Join(const Napi::CallbackInfo& info);
+  /** setMembership(group, member): joins or leaves a multicast group. */
+  Napi::Value SetMembership(const Napi::CallbackInfo& info);
+  /** listenAllNamespaces(): also hear notifications of every namespace that has an id in ours. */
+  Napi::Value ListenAllNamespaces(const Napi::CallbackInfo& info);
   /** watch(callback): calls back from the event loop whenever something can be received; keeps no loop alive. */
   Napi::Value Watch(const Napi::CallbackInfo& info);
   Napi::Value Close(const Napi::CallbackInfo& info);

@@ -20,8 +20,10 @@ export interface NativeNetlinkSocket {
    * `timeoutMs` for the first. Returns the bytes written, 0 for none. @throws SyscallError
    */
   receive(buffer: Uint8Array, timeoutMs: number): number;
-  /** Joins a multicast group by number. @throws SyscallError */
-  join(group: number): void;
+  /** Joins or leaves a multicast group by number. @throws SyscallError */
+  setMembership(group: number, member: boolean): void;
+  /** Also hears the notifications of every namespace that has an id in this socket's. @throws SyscallError */
+  listenAllNamespaces(): void;
   /** Calls back from the event loop while something can be received. Does not keep the process alive. */
   watch(callback: () => void): void;
   close(): void;

@@ -47,6 +47,17 @@ export interface NetlinkSocketOptions {
   readonly receiveBufferBytes?: number;
 }
 
+export interface Subscription {
+  /** RTNLGRP_* numbers. */
+  readonly groups: readonly number[];
+  /** Also those of every namespace that has an id in the socket's. Default false. */
+  readonly allNamespaces?: boolean;
+  /** The payload is valid during the call only. */
+  readonly onMessage: (message: NetlinkMessage) => void;
+  /** Some were lost: whatever was learned from notifications must be read again. */
+  readonly onOverrun: () => void;
+}
+
 /** Dumps the kernel interrupts again and again belong to tables that never rest: give up after this many. */
 const DUMP_ATTEMPTS = 16;
 /** The kernel answers inside the call; a silent second means that something is badly wrong. */
@@ -61,6 +72,7 @@ export class NetlinkSocket implements Disposable {
   /** Namespace, for messages. */
   readonly #where: string;
   #sequence = 1;
+  #subscription: Subscription | undefined;
 
   /** Opens in `netns`, or where we are. The namespace may be closed afterwards. @throws NetError */
   constructor(protocol: NetlinkProtocol, netns?: Netns, options: NetlinkSocketOptions = {}) {
@@ -185,32 +197,48 @@ export class NetlinkSocket implements Disposable {
     }
   }
 
-  /**
-   * Notifications of multicast groups, by number. `onMessages` gets what arrived at one wake-up; the payloads
-   * are valid during the call only. `onOverrun` means that some were lost: read everything again.
-   */
-  subscribe(
-    groups: readonly number[],
-    onMessages: (messages: Iterable<NetlinkMessage>) => void,
-    onOverrun: () => void,
-  ): void {
-    for (const group of groups) {
-      try {
-        this.#socket.join(group);
-      } catch (error) {
-        throw kernelError(`join ${this.protocol} netlink group ${group} in`, this.#where, error);
-      }
+  /** Notifications of multicast groups, from the event loop or from `pump`. Once per socket. @throws NetError */
+  subscribe(subscription: Subscription): void {
+    try {
+      if (subscription.allNamespaces === true) this.#socket.listenAllNamespaces();
+      for (const group of subscription.groups) this.#socket.setMembership(group, true);
+      this.#socket.watch(() => this.pump());
+    } catch (error) {
+      throw kernelError(`subscribe to ${this.protocol} netlink in`, this.#where, error);
     }
-    this.#socket.watch(() => {
+    this.#subscription = subscription;
+  }
+
+  /** Delivers the notifications that are queued now; after a request of ours its echo is among them. */
+  pump(): void {
+    const subscription = this.#subscription;
+    if (subscription === undefined) return;
+    while (true) {
       let bytes: Uint8Array;
       try {
         bytes = this.#receive(0);
       } catch (error) {
         if (errorCode(error) !== "ENOBUFS") throw error;
-        return onOverrun();
+        subscription.onOverrun();
+        continue;
       }
-      if (bytes.length > 0) onMessages(decodeMessages(bytes));
-    });
+      if (bytes.length === 0) return;
+      for (const message of decodeMessages(bytes)) subscription.onMessage(message);
+    }
+  }
+
+  /**
+   * Runs `action` deaf to the subscribed groups: the echo of a bulk write would overrun the queue, and hearing
+   * it is as dear as writing. What others do meanwhile is not heard either; the sweep finds it.
+   */
+  withoutNotifications(action: () => void): void {
+    const groups = this.#subscription?.groups ?? [];
+    for (const group of groups) this.#socket.setMembership(group, false);
+    try {
+      action();
+    } finally {
+      for (const group of groups) this.#socket.setMembership(group, true);
+    }
   }
 
   close(): void {

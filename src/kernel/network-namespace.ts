@@ -1,0 +1,236 @@
+/**
+ * The pinned namespace of one network: its sockets, and what was last seen in it and in the sandboxes it knows.
+ *
+ * The namespace itself is the register of its endpoints: every sandbox that got an interface has a namespace
+ * id in it, and over that id links elsewhere are listed and deleted. So an agent that lost all its state, or a
+ * sandbox whose path is gone, still leaves nothing behind.
+ */
+import { errorCode } from "../base/error.ts";
+import type { NetworkId } from "../base/id.ts";
+import { NAMESPACE_SYSCTLS } from "../overlay/plan.ts";
+import { BRIDGE_LINK, GATEWAY_LINK, VXLAN_LINK } from "../overlay/naming.ts";
+import type { InterfaceAddress } from "../wire/netlink/address.ts";
+import type { Link } from "../wire/netlink/link.ts";
+import type { NetlinkMessage } from "../wire/netlink/message.ts";
+import {
+  decodeNamespaceId,
+  encodeNamespaceIdAssignment,
+  encodeNamespaceIdQuery,
+} from "../wire/netlink/namespace-id.ts";
+import { RTM, RTNLGRP } from "../wire/netlink/rtnetlink.ts";
+import { listAddresses } from "./addresses.ts";
+import { listLinks } from "./links.ts";
+import { EntryMirror } from "./neighbors.ts";
+import { NetlinkSocket } from "./netlink-socket.ts";
+import type { Netns } from "./netns.ts";
+
+/** Links of one sandbox that may be ours. */
+export interface SandboxLinks {
+  /** The sandbox's id in the network's namespace. */
+  readonly nsid: number;
+  readonly links: readonly Link[];
+  readonly addresses: readonly InterfaceAddress[];
+}
+
+export interface LinkSnapshot {
+  readonly vxlan: Link | undefined;
+  readonly macvlanGateway: Link | undefined;
+  readonly bridge: Link | undefined;
+  /** The bridge's ends of veth pairs. */
+  readonly ports: readonly Link[];
+  readonly addresses: readonly InterfaceAddress[];
+  readonly sandboxes: readonly SandboxLinks[];
+  readonly wrongSysctls: readonly string[];
+}
+
+const ENDPOINT_KINDS: readonly (string | undefined)[] = ["macvlan", "veth"];
+
+export class NetworkNamespace {
+  readonly network: NetworkId;
+  readonly netns: Netns;
+  readonly socket: NetlinkSocket;
+  #links: LinkSnapshot | undefined;
+  #mirror: EntryMirror | undefined;
+  #entriesKnown = false;
+  #events: { readonly entries: NetlinkSocket; readonly links: NetlinkSocket } | undefined;
+  /** While we act ourselves, notifications are echoes. */
+  #quiet = false;
+
+  /** Takes over `netns`. @throws NetError */
+  constructor(network: NetworkId, netns: Netns) {
+    this.network = network;
+    this.netns = netns;
+    this.socket = new NetlinkSocket("route", netns);
+  }
+
+  /** From now on what was read is remembered, and `onDrift` tells when it stopped being true. */
+  watch(onDrift: () => void): void {
+    const entries = new NetlinkSocket("route", this.netns);
+    const links = new NetlinkSocket("route", this.netns);
+    const report = (): void => {
+      if (!this.#quiet) onDrift();
+    };
+    entries.subscribe({
+      groups: [RTNLGRP.neighbor],
+      onMessage: (message) => {
+        if (this.#noticeEntry(message)) report();
+      },
+      onOverrun: () => {
+        this.#entriesKnown = false;
+        report();
+      },
+    });
+    const linksChanged = (): void => {
+      this.#links = undefined;
+      report();
+    };
+    links.subscribe({
+      groups: [RTNLGRP.link, RTNLGRP.ipv4Address, RTNLGRP.ipv6Address, RTNLGRP.namespaceId],
+      allNamespaces: true,
+      onMessage: linksChanged,
+      onOverrun: linksChanged,
+    });
+    this.#events = { entries, links };
+    this.forget();
+  }
+
+  /** The next read asks the kernel for everything. */
+  forget(): void {
+    this.#links = undefined;
+    this.#entriesKnown = false;
+  }
+
+  /** Runs `action`, ours, and takes the notifications it causes for echoes. What was queued before is drift. */
+  settle(action: () => void): void {
+    this.#pump();
+    this.#quiet = true;
+    try {
+      action();
+      this.#pump();
+    } finally {
+      this.#quiet = false;
+    }
+  }
+
+  /** Takes everything queued for echoes of ours: after the namespace was made. */
+  swallow(): void {
+    this.#quiet = true;
+    try {
+      this.#pump();
+    } finally {
+      this.#quiet = false;
+    }
+  }
+
+  /** For many entry steps at once: their echo is not even listened to. */
+  deafly(action: () => void): void {
+    if (this.#events === undefined) return action();
+    this.#events.entries.withoutNotifications(action);
+  }
+
+  /** @throws NetError */
+  links(): LinkSnapshot {
+    this.#events?.links.pump();
+    const snapshot = this.#links ?? this.#readLinks();
+    // Without notifications nothing read stays true.
+    if (this.#events !== undefined) this.#links = snapshot;
+    return snapshot;
+  }
+
+  /** What is known of the VXLAN device's entries. @throws NetError */
+  entries(vxlan: Link): EntryMirror {
+    this.#events?.entries.pump();
+    let mirror = this.#mirror;
+    if (mirror === undefined || mirror.ifindex !== vxlan.ifindex || !this.#entriesKnown) {
+      mirror = new EntryMirror(vxlan.ifindex);
+      this.#mirror = mirror;
+      mirror.load(this.socket);
+      this.#entriesKnown = this.#events !== undefined;
+    }
+    return mirror;
+  }
+
+  /** The mirror to enter accepted steps into, if there is one for that device. */
+  mirrorOf(ifindex: number): EntryMirror | undefined {
+    return this.#mirror?.ifindex === ifindex ? this.#mirror : undefined;
+  }
+
+  /** The id under which this namespace knows `sandbox`, −1 when it does not. @throws NetError */
+  idOf(sandbox: Netns): number {
+    return this.socket.get(
+      `find namespace ${sandbox.path}`,
+      { type: RTM.getNamespaceId, encode: (out) => encodeNamespaceIdQuery(sandbox.fd, out) },
+      (message) => decodeNamespaceId(message.payload),
+    );
+  }
+
+  /** Enters `sandbox` into the register. @throws NetError */
+  register(sandbox: Netns): void {
+    if (this.idOf(sandbox) >= 0) return;
+    this.socket.request(`register namespace ${sandbox.path}`, {
+      type: RTM.newNamespaceId,
+      encode: (out) => encodeNamespaceIdAssignment(sandbox.fd, out),
+    });
+  }
+
+  close(): void {
+    this.#events?.entries.close();
+    this.#events?.links.close();
+    this.#events = undefined;
+    this.socket.close();
+    this.netns.close();
+  }
+
+  #pump(): void {
+    this.#events?.entries.pump();
+    this.#events?.links.pump();
+  }
+
+  #noticeEntry(message: NetlinkMessage): boolean {
+    if (message.type !== RTM.newNeighbor && message.type !== RTM.deleteNeighbor) return false;
+    return this.#mirror?.notice(message) ?? false;
+  }
+
+  #readLinks(): LinkSnapshot {
+    const links = listLinks(this.socket);
+    const named = (name: string, kind: string): Link | undefined =>
+      links.find((link) => link.name === name && link.kind === kind);
+    return {
+      vxlan: named(VXLAN_LINK, "vxlan"),
+      macvlanGateway: named(GATEWAY_LINK, "macvlan"),
+      bridge: named(BRIDGE_LINK, "bridge"),
+      ports: links.filter((link) => link.kind === "veth"),
+      addresses: listAddresses(this.socket),
+      sandboxes: this.#listSandboxes(),
+      wrongSysctls: this.#wrongSysctls(),
+    };
+  }
+
+  #listSandboxes(): SandboxLinks[] {
+    const ids = this.socket.dump(
+      "list namespace ids",
+      { type: RTM.getNamespaceId, encode: (out) => encodeNamespaceIdQuery(undefined, out) },
+      (message) => decodeNamespaceId(message.payload),
+    );
+    const sandboxes: SandboxLinks[] = [];
+    for (const nsid of ids) {
+      try {
+        const links = listLinks(this.socket, nsid).filter((link) => ENDPOINT_KINDS.includes(link.kind));
+        const addresses = links.length === 0 ? [] : listAddresses(this.socket, nsid);
+        sandboxes.push({ nsid, links, addresses });
+      } catch (error) {
+        // The namespace died between the two lists.
+        if (errorCode(error) !== "EINVAL") throw error;
+      }
+    }
+    return sandboxes;
+  }
+
+  #wrongSysctls(): string[] {
+    // A sysctl this kernel lacks is as good as off.
+    return [...NAMESPACE_SYSCTLS].flatMap(([name, value]) => {
+      const actual = this.netns.readSysctl(name);
+      return actual === undefined || actual === value ? [] : [name];
+    });
+  }
+}

@@ -1,0 +1,204 @@
+/** Namespaces for kernel tests: hosts on one underlay segment, sandboxes in which endpoints land. */
+import { execFileSync } from "node:child_process";
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { networkId, type NetworkId, vni } from "../../src/base/id.ts";
+import { endpointId } from "../../src/base/id.ts";
+import { parseCidr, parseIp } from "../../src/base/ip.ts";
+import { macFromIpv4 } from "../../src/base/mac.ts";
+import {
+  DEFAULT_LINK_KIND,
+  type DesiredOverlay,
+  desiredOverlay,
+  type LinkKind,
+  type LocalEndpoint,
+  type OverlayNetwork,
+  overlayMtu,
+  type RemotePeer,
+} from "../../src/overlay/desired.ts";
+import { type OverlayPlan, planOverlay } from "../../src/overlay/plan.ts";
+import type { AppliedStep } from "../../src/kernel/dataplane.ts";
+import { IPROUTE_NETNS_DIRECTORY, Netns } from "../../src/kernel/netns.ts";
+import { VxlanDataplane } from "../../src/kernel/vxlan-dataplane.ts";
+
+let counter = 0;
+
+/** Everything made through it is gone when it is disposed of. */
+export class KernelLab implements Disposable {
+  readonly #prefix = `na-${process.pid}-${counter++}`;
+  readonly #cleanups: (() => void)[] = [];
+
+  /** A namespace under /run/netns, for `ip netns exec`. */
+  namespace(name: string): { readonly name: string; readonly path: string } {
+    const full = `${this.#prefix}-${name}`;
+    const path = join(IPROUTE_NETNS_DIRECTORY, full);
+    Netns.create(path).close();
+    this.#cleanups.push(() => Netns.remove(path));
+    run("ip", "-n", full, "link", "set", "lo", "up");
+    return { name: full, path };
+  }
+
+  /** Two hosts joined by a veth pair: `addresses` are theirs, with prefix length. */
+  hosts(addresses: readonly [string, string], mtu = 1500): readonly [LabHost, LabHost] {
+    const [a, b] = addresses.map((address, index) => this.host(`host${index}`, address)) as [
+      LabHost,
+      LabHost,
+    ];
+    run(
+      "ip",
+      "link",
+      "add",
+      "eth0",
+      "mtu",
+      `${mtu}`,
+      "netns",
+      a.namespace,
+      "type",
+      "veth",
+      "peer",
+      "name",
+      "eth0",
+      "mtu",
+      `${mtu}`,
+      "netns",
+      b.namespace,
+    );
+    for (const host of [a, b]) {
+      host.ip("addr", "add", host.address, "dev", "eth0", ...(host.address.includes(":") ? ["nodad"] : []));
+      host.ip("link", "set", "eth0", "up");
+    }
+    return [a, b];
+  }
+
+  host(name: string, address: string): LabHost {
+    const { name: namespace, path } = this.namespace(name);
+    const runDirectory = mkdtempSync(join(tmpdir(), `${this.#prefix}-`));
+    const host = new LabHost(namespace, path, runDirectory, address);
+    this.#cleanups.push(() => {
+      host.close();
+      for (const id of host.dataplane.list()) Netns.remove(join(runDirectory, "netns", `ov-${id}`));
+      rmSync(runDirectory, { recursive: true, force: true });
+    });
+    return host;
+  }
+
+  [Symbol.dispose](): void {
+    for (const cleanup of this.#cleanups.reverse()) {
+      try {
+        cleanup();
+      } catch (error) {
+        console.error(error);
+      }
+    }
+  }
+}
+
+export class LabHost {
+  readonly namespace: string;
+  readonly path: string;
+  readonly runDirectory: string;
+  /** With prefix length. */
+  readonly address: string;
+  dataplane: VxlanDataplane;
+
+  constructor(namespace: string, path: string, runDirectory: string, address: string) {
+    this.namespace = namespace;
+    this.path = path;
+    this.runDirectory = runDirectory;
+    this.address = address;
+    this.dataplane = this.newDataplane();
+  }
+
+  get vtep(): ReturnType<typeof parseIp> {
+    return parseCidr(this.address).ip;
+  }
+
+  newDataplane(): VxlanDataplane {
+    return new VxlanDataplane({ runDirectory: this.runDirectory, hostNamespace: this.path });
+  }
+
+  ip(...args: string[]): string {
+    return run("ip", "-n", this.namespace, ...args);
+  }
+
+  /** Reads, plans and applies once. */
+  reconcile(desired: DesiredOverlay): {
+    readonly plan: OverlayPlan;
+    readonly applied: readonly AppliedStep[];
+  } {
+    const plan = planOverlay(desired, this.dataplane.read(desired));
+    return { plan, applied: this.dataplane.apply(desired, plan.steps) };
+  }
+
+  /** What a new round would do. */
+  plan(desired: DesiredOverlay, fresh = true): OverlayPlan {
+    return planOverlay(desired, this.dataplane.read(desired, { fresh }));
+  }
+
+  /** What the tables and endpoints of one network mean on this host. */
+  desired(
+    network: OverlayNetwork,
+    endpoints: readonly LocalEndpoint[],
+    peers: Iterable<RemotePeer>,
+    linkKind: LinkKind = DEFAULT_LINK_KIND,
+  ): DesiredOverlay {
+    return desiredOverlay({ network, linkKind, vtep: this.vtep, ownVteps: [this.vtep], endpoints, peers });
+  }
+
+  close(): void {
+    this.dataplane.close();
+  }
+}
+
+export function run(command: string, ...args: string[]): string {
+  return execFileSync(command, args, { encoding: "utf8", stdio: ["ignore", "pipe", "pipe"] });
+}
+
+/** True when `namespace` gets an answer from `address`. */
+export function pings(namespace: string, address: string): boolean {
+  try {
+    run("ip", "netns", "exec", namespace, "ping", "-c", "1", "-W", "2", address);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+export function testNetwork(options: { id?: string; vni?: number; vtep?: string } = {}): OverlayNetwork {
+  return {
+    id: networkId(options.id ?? "u1xkq0zj5t3c9w8e7r6y5t4u3"),
+    name: "blue",
+    vni: vni(options.vni ?? 4097),
+    subnet: parseCidr("10.0.9.0/24"),
+    gateway: parseIp("10.0.9.1"),
+    mtu: overlayMtu(1500, parseIp(options.vtep ?? "192.0.2.1")),
+    dataPathPort: 4789,
+    internal: false,
+    encrypted: false,
+  };
+}
+
+export function testEndpoint(
+  network: NetworkId,
+  ip: string,
+  sandbox: string | "host",
+  ifname = "eth0",
+): LocalEndpoint {
+  const address = parseIp(ip);
+  return {
+    id: endpointId(ip.replaceAll(".", "").padEnd(64, "0")),
+    network,
+    ip: address,
+    prefixLength: 24,
+    mac: macFromIpv4(address),
+    ifname,
+    sandbox: sandbox === "host" ? { type: "host" } : { type: "netns", path: sandbox },
+  };
+}
+
+/** The row other nodes see of a local endpoint. */
+export function rowOf(endpoint: LocalEndpoint, vtep: string): RemotePeer {
+  const { id, ip, prefixLength, mac } = endpoint;
+  return { endpoint: id, ip, prefixLength, mac, vtep: parseIp(vtep) };
+}
