@@ -1,0 +1,325 @@
+/**
+ * Our nftables table in one network namespace: read it, change it, repair it.
+ *
+ * The skeleton (chains, rules, empty sets) is made by one run of `nft`; elements, which is what changes from
+ * second to second, go over nfnetlink in this process. Every change is one transaction that names the
+ * ruleset generation it was planned on, so that it fails, and is planned again, when somebody else was faster.
+ */
+import { spawn } from "node:child_process";
+import { errorCode, errorText, NetError } from "../base/error.ts";
+import {
+  isEmptyPlan,
+  planRepair,
+  planUpdate,
+  type ActualTable,
+  type ElementChange,
+  type RulesetPlan,
+} from "../mesh/plan.ts";
+import { rowLength, sortRows, TABLE, type Ruleset, type SetDefinition } from "../mesh/ruleset.ts";
+import { addElements, ElementReader, writeGetElements } from "../wire/nftables/element.ts";
+import {
+  addDeleteTable,
+  decodeCounter,
+  decodeGeneration,
+  decodeRuleChain,
+  decodeSetName,
+  decodeTable,
+  NFT_MESSAGE,
+  transaction,
+  writeGetCounter,
+  writeGetGeneration,
+  writeGetRules,
+  writeGetSets,
+  writeGetTable,
+  type NftCounter,
+  type NftTable,
+} from "../wire/nftables/message.ts";
+import { NetlinkSocket, refusal } from "./netlink-socket.ts";
+import type { Netns } from "./netns.ts";
+
+/** Elements per transaction; a larger load is split, so that the loop turns and the socket's buffer suffices. */
+const TRANSACTION_ELEMENTS = 50_000;
+/** Somebody else's changes may come between reading and writing a few times, not for ever. */
+const ATTEMPTS = 4;
+
+/** What a reconciliation did. */
+export interface NftOutcome {
+  /** What was changed; empty when all agreed. */
+  readonly plan: RulesetPlan;
+  /** Another hand had changed our table. */
+  readonly repaired: boolean;
+}
+
+/** Keeps the table of one namespace what it should be. Calls do not overlap: await one before the next. */
+export class NftTableKeeper implements Disposable {
+  readonly #netns: Netns | undefined;
+  readonly #socket: NetlinkSocket;
+  readonly #where: string;
+  /** What we know to be in the kernel, as long as the generation is the one we left. */
+  #known: { readonly ruleset: Ruleset; readonly generation: number; readonly handle: bigint } | undefined;
+
+  /** In `netns`, or in the namespace of this process. `netns` must stay open as long as this. @throws NetError */
+  constructor(netns?: Netns) {
+    this.#netns = netns;
+    this.#where = netns?.path ?? "the host";
+    this.#socket = new NetlinkSocket("netfilter", netns);
+  }
+
+  /**
+   * Makes the table what `desired` says; undefined removes it. Looks into the kernel only when its generation
+   * shows that somebody changed something: then at table, chains and sets, and with `deep` at every element
+   * (a hundred thousand take a quarter of a second). @throws NetError
+   */
+  async reconcile(
+    desired: Ruleset | undefined,
+    options: { readonly deep?: boolean } = {},
+  ): Promise<NftOutcome> {
+    if (desired === undefined) {
+      this.#known = undefined;
+      const table = this.readTable();
+      if (table !== undefined) this.remove();
+      return { plan: { changes: [] }, repaired: false };
+    }
+    for (let attempt = 1; ; attempt++) {
+      const { plan, repaired, generation } = this.#plan(desired, options.deep === true);
+      try {
+        await this.#apply(desired, plan, generation);
+        return { plan, repaired };
+      } catch (error) {
+        // Elements are not what we thought, or the ruleset moved on: look again, at everything.
+        this.#known = undefined;
+        if (attempt >= ATTEMPTS || !RETRIED.has(errorCode(error) ?? "")) throw error;
+      }
+    }
+  }
+
+  /** What `reconcile` would do now, for `netctl plan`. @throws NetError */
+  plan(desired: Ruleset | undefined, options: { readonly deep?: boolean } = {}): RulesetPlan {
+    if (desired === undefined) return { changes: [] };
+    return this.#plan(desired, options.deep === true).plan;
+  }
+
+  /** Whether somebody else changed any ruleset of the namespace since we last looked or wrote. */
+  changedByOthers(): boolean {
+    return this.#known === undefined || this.#known.generation !== this.generation();
+  }
+
+  /** The table with all its elements; undefined when there is none. `sets` says how to read them. */
+  read(sets: readonly SetDefinition[]): ActualTable | undefined {
+    const table = this.readTable();
+    if (table === undefined) return undefined;
+    const names = this.#setNames();
+    const rows = new Map<string, Uint32Array>();
+    for (const set of sets)
+      if (names.has(set.name)) rows.set(set.name, sortRows(set, this.#readElements(set)));
+    return { comment: table.comment ?? "", rules: this.#rules(), rows };
+  }
+
+  readTable(): NftTable | undefined {
+    const request = {
+      type: NFT_MESSAGE.getTable,
+      encode: (out: Parameters<typeof writeGetTable>[0]) => writeGetTable(out, TABLE),
+    };
+    try {
+      return this.#socket.get(`read table ${TABLE} in ${this.#where}`, request, (message) =>
+        decodeTable(message.payload),
+      );
+    } catch (error) {
+      if (errorCode(error) === "ENOENT") return undefined;
+      throw error;
+    }
+  }
+
+  /** A named counter of our table; undefined when it is not there. */
+  counter(name: string): NftCounter | undefined {
+    try {
+      return this.#socket.get(
+        `read counter ${name} in ${this.#where}`,
+        { type: NFT_MESSAGE.getObject, encode: (out) => writeGetCounter(out, TABLE, name) },
+        (message) => decodeCounter(message.payload),
+      );
+    } catch (error) {
+      if (errorCode(error) === "ENOENT") return undefined;
+      throw error;
+    }
+  }
+
+  generation(): number {
+    return this.#socket.get(
+      `read the nftables generation in ${this.#where}`,
+      { type: NFT_MESSAGE.getGeneration, encode: writeGetGeneration },
+      (message) => decodeGeneration(message.payload),
+    );
+  }
+
+  /** Deletes the table with all it holds; nothing there is not an error. @throws NetError */
+  remove(): void {
+    this.#known = undefined;
+    const batch = transaction((changes) => addDeleteTable(changes, TABLE));
+    const [failure] = this.#socket.transact(batch, "as-flagged");
+    if (failure !== undefined && failure.code !== "ENOENT")
+      throw refusal(`delete table ${TABLE} in ${this.#where}`, failure);
+  }
+
+  close(): void {
+    this.#socket.close();
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+
+  #plan(
+    desired: Ruleset,
+    deep: boolean,
+  ): { readonly plan: RulesetPlan; readonly repaired: boolean; readonly generation: number } {
+    // The generation comes first: a change after it makes the transaction fail, and we look again.
+    const generation = this.generation();
+    const known = this.#known;
+    if (known !== undefined && (known.generation === generation || (!deep && this.#stands(known)))) {
+      const plan = planUpdate(desired, known.ruleset);
+      return { plan, repaired: false, generation };
+    }
+    const plan = planRepair(desired, this.read(desired.skeleton.sets));
+    return { plan, repaired: known !== undefined && !isEmptyPlan(plan), generation };
+  }
+
+  /** Whether the table is still the one we made, with all its rules and sets. Elements are not looked at. */
+  #stands(known: { readonly ruleset: Ruleset; readonly handle: bigint }): boolean {
+    const { skeleton } = known.ruleset;
+    const table = this.readTable();
+    if (table?.handle !== known.handle || table.comment !== skeleton.comment) return false;
+    const names = this.#setNames();
+    if (!skeleton.sets.every(({ name }) => names.has(name))) return false;
+    const rules = this.#rules();
+    for (const [chain, count] of skeleton.rules) if ((rules.get(chain) ?? 0) !== count) return false;
+    return true;
+  }
+
+  async #apply(desired: Ruleset, plan: RulesetPlan, planned: number): Promise<void> {
+    let generation = planned;
+    if (plan.skeleton !== undefined) {
+      await runNft(plan.skeleton.text, this.#netns, this.#where);
+      generation = this.generation();
+    }
+    for (const part of transactionsOf(plan.changes)) {
+      this.#send(part, generation);
+      // The kernel counts up by one per transaction and leaves out zero.
+      generation = generation === 0xffffffff ? 1 : generation + 1;
+      if (part.more) await new Promise((resume) => setImmediate(resume));
+    }
+    const handle = isEmptyPlan(plan) ? this.#known?.handle : undefined;
+    this.#known = { ruleset: desired, generation, handle: handle ?? this.readTable()?.handle ?? 0n };
+  }
+
+  #send(part: Transaction, generation: number): void {
+    const batch = transaction(
+      (changes) => {
+        for (const { operation, set, rows } of part.changes)
+          addElements(changes, operation, TABLE, set.name, set, rows);
+      },
+      { generation, capacityBytes: 4096 + part.elements * 64 },
+    );
+    const [failure] = this.#socket.transact(batch, "as-flagged");
+    if (failure === undefined) return;
+    const sets = part.changes.map(({ operation, set }) => `${operation} ${set.name}`).join(", ");
+    throw refusal(`change table ${TABLE} in ${this.#where} (${sets})`, failure);
+  }
+
+  #setNames(): ReadonlySet<string> {
+    const names = this.#socket.dump(
+      `read the sets of table ${TABLE} in ${this.#where}`,
+      { type: NFT_MESSAGE.getSet, encode: (out) => writeGetSets(out, TABLE) },
+      (message) => decodeSetName(message.payload, TABLE),
+    );
+    return new Set(names);
+  }
+
+  #rules(): ReadonlyMap<string, number> {
+    const chains = this.#socket.dump(
+      `read the rules of table ${TABLE} in ${this.#where}`,
+      { type: NFT_MESSAGE.getRule, encode: (out) => writeGetRules(out, TABLE) },
+      (message) => decodeRuleChain(message.payload, TABLE),
+    );
+    const counts = new Map<string, number>();
+    for (const chain of chains) counts.set(chain, (counts.get(chain) ?? 0) + 1);
+    return counts;
+  }
+
+  #readElements(set: SetDefinition): Uint32Array {
+    // A dump that is interrupted starts again, and so must its reader: rows are kept per message.
+    const payloads = this.#socket.dump(
+      `read set ${set.name} of table ${TABLE} in ${this.#where}`,
+      { type: NFT_MESSAGE.getElement, encode: (out) => writeGetElements(out, TABLE, set.name) },
+      (message) => message.payload.slice(),
+    );
+    const reader = new ElementReader(set);
+    for (const payload of payloads) reader.push(payload);
+    return reader.rows();
+  }
+}
+
+/** Errors that mean "the kernel is not what you think": a moved generation, an element gone or already there. */
+const RETRIED: ReadonlySet<string> = new Set(["ERESTART", "ENOENT", "EEXIST", "EBUSY", "EINTR", "EAGAIN"]);
+
+interface Transaction {
+  readonly changes: readonly ElementChange[];
+  readonly elements: number;
+  /** Another one follows. */
+  readonly more: boolean;
+}
+
+/** All in one as long as it is of bearable size; else in order, deletions first. */
+function* transactionsOf(changes: readonly ElementChange[]): Generator<Transaction> {
+  let held: ElementChange[] = [];
+  let elements = 0;
+  for (const change of changes) {
+    const { total } = rowLength(change.set);
+    for (let at = 0; at < change.rows.length;) {
+      const take = Math.min(change.rows.length - at, (TRANSACTION_ELEMENTS - elements) * total);
+      if (take === 0) {
+        yield { changes: held, elements, more: true };
+        held = [];
+        elements = 0;
+        continue;
+      }
+      held.push({ ...change, rows: change.rows.subarray(at, at + take) });
+      elements += take / total;
+      at += take;
+    }
+  }
+  if (held.length > 0) yield { changes: held, elements, more: false };
+}
+
+/** One run of `nft -f -` inside the namespace. @throws NetError `NFT_MISSING`, `NFT_REFUSED` */
+async function runNft(script: string, netns: Netns | undefined, where: string): Promise<void> {
+  // The child inherits the namespace the thread is in when it is made.
+  const start = (): ReturnType<typeof startNft> => startNft();
+  const child = netns === undefined ? start() : netns.run(start);
+  const output: Buffer[] = [];
+  child.stderr.on("data", (chunk: Buffer) => {
+    if (output.length < 64) output.push(chunk);
+  });
+  const code = await new Promise<number | null>((resolve, reject) => {
+    child.once("error", (error) => {
+      reject(
+        errorCode(error) === "ENOENT"
+          ? new NetError("NFT_MISSING", "run nft: there is no such program (install the package nftables)")
+          : new NetError("NFT_REFUSED", `run nft in ${where}: ${errorText(error)}`, { cause: error }),
+      );
+    });
+    child.once("close", resolve);
+    child.stdin.on("error", () => {
+      // It died before reading everything: its exit code says why.
+    });
+    child.stdin.end(script);
+  });
+  if (code === 0) return;
+  const text = Buffer.concat(output).toString("utf8").trim().split("\n")[0] ?? "";
+  const hint = text.includes("Operation not permitted") ? " (netagent needs CAP_NET_ADMIN)" : "";
+  throw new NetError("NFT_REFUSED", `replace table ${TABLE} in ${where}: ${text}${hint}`);
+}
+
+function startNft() {
+  return spawn("nft", ["-f", "-"], { stdio: ["pipe", "ignore", "pipe"] });
+}

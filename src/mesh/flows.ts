@@ -1,0 +1,64 @@
+/** Flows whose backend is gone: what conntrack would keep sending to nobody. */
+import type { NetworkId } from "../base/id.ts";
+import type { IpAddr } from "../base/ip.ts";
+import type { MeshProtocol, Sandbox } from "./input.ts";
+
+/** Translated flows of the host's table go to this address and port. */
+export interface HostFlow {
+  readonly protocol: MeshProtocol;
+  readonly ip: IpAddr;
+  readonly port: number;
+}
+
+/** Where flows of one service may be going: its backends, draining ones included. */
+export interface FlowGroup {
+  readonly id: string;
+  readonly host: readonly HostFlow[];
+  readonly vip: readonly { readonly network: NetworkId; readonly ip: IpAddr }[];
+}
+
+/** Conntrack entries to delete in one namespace: translated UDP flows to `ip`, to `port` where given. */
+export interface FlowPurge {
+  readonly ip: IpAddr;
+  readonly port?: number;
+}
+
+/**
+ * UDP flows to purge, by namespace (`host` or a sandbox), after the ruleset of `after` is in place. TCP
+ * connections are left alone: they end by themselves, and deleting the entry of one that still lives would have
+ * another backend reset it. Both lists ascend by id; a group that is the same object in both is skipped.
+ */
+export function planPurges(
+  before: readonly FlowGroup[],
+  after: readonly FlowGroup[],
+  sandboxes: readonly Sandbox[],
+): ReadonlyMap<string, readonly FlowPurge[]> {
+  const purges = new Map<string, FlowPurge[]>();
+  let j = 0;
+  for (const old of before) {
+    while (j < after.length && (after[j] as FlowGroup).id < old.id) j++;
+    const current = after[j];
+    if (current === old) continue;
+    const same = current?.id === old.id ? current : undefined;
+    for (const flow of old.host) {
+      if (flow.protocol !== "udp" || same?.host.some((other) => sameFlow(flow, other))) continue;
+      add(purges, "host", { ip: flow.ip, port: flow.port });
+    }
+    for (const { network, ip } of old.vip) {
+      if (same?.vip.some((other) => other.network === network && other.ip === ip)) continue;
+      for (const { namespace, legs } of sandboxes)
+        if (legs.some((leg) => leg.network === network)) add(purges, namespace, { ip });
+    }
+  }
+  return purges;
+}
+
+function sameFlow(a: HostFlow, b: HostFlow): boolean {
+  return a.protocol === b.protocol && a.ip === b.ip && a.port === b.port;
+}
+
+function add(purges: Map<string, FlowPurge[]>, namespace: string, purge: FlowPurge): void {
+  const list = purges.get(namespace);
+  if (list === undefined) purges.set(namespace, [purge]);
+  else list.push(purge);
+}

@@ -1,0 +1,176 @@
+/** The host's table: published ports in, source NAT where it is needed, strangers' VXLAN out. */
+import { type Cidr, formatCidr, subnetOf } from "../base/ip.ts";
+import type { NodeFacts } from "./input.ts";
+import { pickChains, REFUSE_RULES } from "./pick-chains.ts";
+import { buildSkeleton, type Chain, type SetDefinition, type Skeleton } from "./ruleset.ts";
+
+const BY_PORT = pickChains("pick", "meta l4proto . th dport", "slots");
+const BY_ADDRESS = pickChains("pick-at", "ip daddr . meta l4proto . th dport", "address_slots");
+
+/** (protocol, published port) → the chain that picks. */
+export const PORTS: SetDefinition = {
+  name: "ports",
+  key: ["protocol", "port"],
+  value: { verdicts: BY_PORT.names },
+};
+/** The same for ports published on one address; looked up first. */
+export const ADDRESS_PORTS: SetDefinition = {
+  name: "address_ports",
+  key: ["ipv4", "protocol", "port"],
+  value: { verdicts: BY_ADDRESS.names },
+};
+/** (protocol, published port, slot) → (backend's ingress address, target port). */
+export const SLOTS: SetDefinition = {
+  name: "slots",
+  key: ["protocol", "port", "number"],
+  value: ["ipv4", "port"],
+};
+export const ADDRESS_SLOTS: SetDefinition = {
+  name: "address_slots",
+  key: ["ipv4", "protocol", "port", "number"],
+  value: ["ipv4", "port"],
+};
+/** (backend's ingress address, protocol, target port) that must see our ingress address as its client. */
+export const MASKED: SetDefinition = { name: "masked", key: ["ipv4", "protocol", "port"], value: [] };
+/** Clients whose replies would bypass us. */
+export const OVERLAY_RANGES: SetDefinition = {
+  name: "overlay_ranges",
+  key: ["ipv4"],
+  value: [],
+  range: true,
+};
+/** Who may send us VXLAN. */
+export const VTEPS: SetDefinition = { name: "vteps", key: ["ipv4"], value: [] };
+export const VTEPS6: SetDefinition = { name: "vteps6", key: ["ipv6"], value: [] };
+
+/** Counter of VXLAN packets dropped because their sender is no member. */
+export const STRANGERS_COUNTER = "strangers";
+
+/*
+ * typeof numgen stands for "a number below": nft 1.0.6 has no name for the type of a hash in a set, and crashes
+ * when it lists one declared by typeof jhash.
+ */
+const PUBLISHED_DECLARATIONS = [
+  "map ports { typeof meta l4proto . th dport : verdict; }",
+  "map address_ports { typeof ip daddr . meta l4proto . th dport : verdict; }",
+  "map slots { typeof meta l4proto . th dport . numgen inc mod 65536 : ip daddr . th dport; }",
+  "map address_slots { typeof ip daddr . meta l4proto . th dport . numgen inc mod 65536 : ip daddr . th dport; }",
+  "set masked { typeof ip daddr . meta l4proto . th dport; }",
+  "set overlay_ranges { type ipv4_addr; flags interval; }",
+];
+const UNDERLAY_DECLARATIONS = [
+  "set vteps { type ipv4_addr; }",
+  "set vteps6 { type ipv6_addr; }",
+  `counter ${STRANGERS_COUNTER} { }`,
+];
+
+/** Undefined when there is nothing to do: no ingress leg and no VXLAN filter. */
+export function hostSkeleton(node: NodeFacts): Skeleton | undefined {
+  const { ingress, underlay } = node;
+  const declarations: string[] = [];
+  const sets: SetDefinition[] = [];
+  const chains: Chain[] = [];
+  const raw: string[] = [];
+  const rawOutput: string[] = [];
+  if (ingress !== undefined) {
+    declarations.push(...PUBLISHED_DECLARATIONS);
+    // What the ports lead to comes before the ports: a large load is several transactions.
+    sets.push(SLOTS, ADDRESS_SLOTS, MASKED, OVERLAY_RANGES, PORTS, ADDRESS_PORTS);
+    chains.push(REFUSE_RULES, ...BY_PORT.chains, ...BY_ADDRESS.chains);
+    chains.push(...publishedChains(ingress.interface, ingress.ip, ingress.subnet, node.keepClientAddress));
+    // route_localnet lets 127.0.0.1 use the leg, so nobody on the other side of it may (CVE-2020-8558).
+    raw.push(`iifname "${ingress.interface}" ip daddr 127.0.0.0/8 drop`);
+  }
+  if (underlay !== undefined) {
+    const { dataPathPort } = underlay;
+    declarations.push(...UNDERLAY_DECLARATIONS);
+    sets.push(VTEPS, VTEPS6);
+    chains.push({
+      name: "vxlan",
+      rules: [
+        // Tunnel packets need no connection tracking; without this every one would pay for our NAT chains.
+        "ip saddr @vteps notrack return",
+        "ip6 saddr @vteps6 notrack return",
+        `counter name ${STRANGERS_COUNTER} drop`,
+      ],
+    });
+    raw.push(`udp dport ${dataPathPort} fib daddr type local jump vxlan`);
+    rawOutput.push(`udp dport ${dataPathPort} notrack`);
+  }
+  if (sets.length === 0) return undefined;
+  if (raw.length > 0) {
+    chains.push({ name: "raw_prerouting", hook: "type filter hook prerouting priority raw", rules: raw });
+  }
+  if (rawOutput.length > 0) {
+    chains.push({ name: "raw_output", hook: "type filter hook output priority raw", rules: rawOutput });
+  }
+  return buildSkeleton(declarations, sets, chains);
+}
+
+function publishedChains(leg: string, own: string, subnet: Cidr, keepClientAddress: boolean): Chain[] {
+  const ingressSubnet = formatCidr(subnetOf(subnet));
+  return [
+    {
+      name: "published",
+      rules: [
+        "ip daddr . meta l4proto . th dport vmap @address_ports",
+        "meta l4proto . th dport vmap @ports",
+      ],
+    },
+    {
+      name: "prerouting",
+      hook: "type nat hook prerouting priority dstnat",
+      rules: ["fib daddr type local jump published"],
+    },
+    // Clients on the node itself, 127.0.0.1 included.
+    {
+      name: "output",
+      hook: "type nat hook output priority -100",
+      rules: ["fib daddr type local jump published"],
+    },
+    {
+      name: "source",
+      rules: keepClientAddress
+        ? [
+            // A loopback address means nothing on the wire.
+            `ip saddr 127.0.0.0/8 snat ip to ${own}`,
+            // The backend would answer its own kind directly, or itself.
+            `ip saddr ${ingressSubnet} snat ip to ${own}`,
+            `ip saddr @overlay_ranges snat ip to ${own}`,
+            // Backends on nodes that do not route replies back through us.
+            `ip daddr . meta l4proto . th dport @masked snat ip to ${own}`,
+          ]
+        : [`snat ip to ${own}`],
+    },
+    {
+      name: "postrouting",
+      hook: "type nat hook postrouting priority srcnat",
+      rules: [`oifname "${leg}" ct status dnat jump source`],
+    },
+    /*
+     * Our flows pass and nothing else enters or leaves through the leg: the host forwards now, and the ingress
+     * network must not become a road for whoever routes to it. An accept ends only our own chain. A drop in
+     * another table's forward chain (a firewall's or iptables' FORWARD policy) is final and cannot be overridden
+     * from here; such a host needs a rule of its own that accepts `ct status dnat` (firewalld has it).
+     */
+    {
+      name: "forward",
+      hook: "type filter hook forward priority filter",
+      rules: [
+        `oifname "${leg}" ct status dnat accept`,
+        `iifname "${leg}" ct state established,related accept`,
+        `oifname "${leg}" counter drop`,
+        `iifname "${leg}" counter drop`,
+      ],
+    },
+    // Published ports alone are reachable over the leg, not what the host itself listens on.
+    {
+      name: "input",
+      hook: "type filter hook input priority filter",
+      rules: [
+        `iifname "${leg}" ct state established,related accept`,
+        `iifname "${leg}" meta l4proto { tcp, udp, sctp, dccp } counter drop`,
+      ],
+    },
+  ];
+}

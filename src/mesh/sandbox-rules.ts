@@ -1,0 +1,119 @@
+/**
+ * The table inside an endpoint's namespace: VIPs out, and, on a leg in the ingress network, published ports
+ * in and replies back through the node they came from.
+ */
+import { formatCidr, subnetOf } from "../base/ip.ts";
+import type { IngressLeg, Sandbox } from "./input.ts";
+import { pickChains, REFUSE_RULES } from "./pick-chains.ts";
+import { buildSkeleton, type Chain, type SetDefinition, type Skeleton } from "./ruleset.ts";
+
+const BY_VIP = pickChains("pick", "ip daddr", "vip_slots");
+
+/** VIP → the chain that picks; any protocol, any port. */
+export const VIPS: SetDefinition = { name: "vips", key: ["ipv4"], value: { verdicts: BY_VIP.names } };
+/** (VIP, slot) → backend's address on the same network. */
+export const VIP_SLOTS: SetDefinition = { name: "vip_slots", key: ["ipv4", "number"], value: ["ipv4"] };
+/** Inner source MAC of an entry node → the mark of its return path. */
+export const ENTRY_MARKS: SetDefinition = { name: "entry_marks", key: ["ether"], value: ["number"] };
+/** (protocol, target port) that may be reached over the ingress leg. */
+export const TARGETS: SetDefinition = { name: "targets", key: ["protocol", "port"], value: [] };
+
+const VIP_DECLARATIONS = [
+  "map vips { type ipv4_addr : verdict; }",
+  "map vip_slots { typeof ip daddr . numgen inc mod 65536 : ip daddr; }",
+];
+const INGRESS_DECLARATIONS = [
+  "map entry_marks { type ether_addr : mark; }",
+  "set targets { typeof meta l4proto . th dport; }",
+];
+
+/** `ingress` is the node's facts about the network, absent while it has none. Undefined: nothing to do. */
+export function sandboxSkeleton(
+  sandbox: Sandbox,
+  ingress: Pick<IngressLeg, "subnet"> | undefined,
+  hasVips: boolean,
+): Skeleton | undefined {
+  const declarations: string[] = [];
+  const sets: SetDefinition[] = [];
+  const chains: Chain[] = [];
+  const natPrerouting: string[] = [];
+  if (hasVips) {
+    declarations.push(...VIP_DECLARATIONS);
+    sets.push(VIP_SLOTS, VIPS);
+    chains.push(REFUSE_RULES, ...BY_VIP.chains);
+    chains.push({
+      name: "output",
+      hook: "type nat hook output priority -100",
+      rules: ["ip daddr vmap @vips"],
+    });
+    // Clients behind this namespace, such as nested containers.
+    natPrerouting.push("ip daddr vmap @vips");
+  }
+  if (sandbox.ingress !== undefined && ingress !== undefined) {
+    declarations.push(...INGRESS_DECLARATIONS);
+    sets.push(ENTRY_MARKS, TARGETS);
+    chains.push(...ingressChains(sandbox.ingress.interface, formatCidr(subnetOf(ingress.subnet))));
+    const { defaultSource } = sandbox;
+    if (defaultSource !== undefined && defaultSource !== sandbox.ingress.ip) {
+      /*
+       * A UDP server on 0.0.0.0 answers from the address of the route to the client, which is looked up before
+       * any mark counts; so the request is made to arrive at that address, and conntrack undoes it in the reply.
+       */
+      natPrerouting.unshift(
+        `iifname "${sandbox.ingress.interface}" meta l4proto udp ct mark != 0 dnat ip to ${defaultSource}`,
+      );
+    }
+  }
+  if (sets.length === 0) return undefined;
+  if (natPrerouting.length > 0) {
+    chains.push({
+      name: "prerouting",
+      hook: "type nat hook prerouting priority dstnat",
+      rules: natPrerouting,
+    });
+  }
+  return buildSkeleton(declarations, sets, chains);
+}
+
+function ingressChains(leg: string, subnet: string): Chain[] {
+  return [
+    /*
+     * Behind conntrack, before the route is chosen: which entry node a new flow came from, known by the frame's
+     * source MAC. The connection remembers it, and every packet carries it, so that the source address passes
+     * the reverse path check (src_valid_mark) and accepted sockets inherit the way back (tcp_fwmark_accept).
+     * Clients inside the ingress subnet are entry nodes that did source NAT: the plain route is right for them.
+     */
+    {
+      name: "entry",
+      hook: "type filter hook prerouting priority mangle",
+      rules: [
+        `iifname "${leg}" ip saddr != ${subnet} ct state new ct mark set ether saddr map @entry_marks`,
+        `iifname "${leg}" ct mark != 0 meta mark set ct mark`,
+      ],
+    },
+    // Replies go back the way their requests came; a changed mark makes a route chain look the route up again.
+    {
+      name: "reply",
+      hook: "type route hook output priority mangle",
+      rules: ["ct direction reply ct mark != 0 meta mark set ct mark"],
+    },
+    // Nothing but published ports is reachable over the ingress network.
+    {
+      name: "input",
+      hook: "type filter hook input priority filter",
+      rules: [
+        `iifname "${leg}" ct state established,related accept`,
+        `iifname "${leg}" meta l4proto . th dport @targets accept`,
+        `iifname "${leg}" meta l4proto { tcp, udp, sctp, dccp } counter drop`,
+      ],
+    },
+    {
+      name: "leave",
+      hook: "type filter hook output priority filter",
+      // The fallback route of the return path is for replies; others hear at once that there is no way out.
+      rules: [
+        `oifname "${leg}" ct direction original ip daddr != ${subnet} reject with icmp type net-unreachable`,
+      ],
+    },
+  ];
+}
