@@ -43,6 +43,14 @@ export type Conflict =
       readonly winner: ServiceId;
       readonly text: string;
     }
+  /** Two services have one virtual IP: after a takeover from a node that was not dead. */
+  | {
+      readonly type: "vip";
+      readonly service: ServiceId;
+      readonly network: NetworkId;
+      readonly winner: ServiceId;
+      readonly text: string;
+    }
   | {
       readonly type: "network-removed";
       readonly service: ServiceId;
@@ -73,6 +81,8 @@ export function conflictKey(conflict: Conflict): string {
       return `${conflict.type} ${conflict.service} ${conflict.winner}`;
     case "port":
       return `${conflict.type} ${conflict.service} ${portText(conflict.port)} ${conflict.winner}`;
+    case "vip":
+      return `${conflict.type} ${conflict.service} ${conflict.network} ${conflict.winner}`;
     case "network-removed":
       return `${conflict.type} ${conflict.service} ${conflict.network}`;
     case "address":
@@ -165,6 +175,7 @@ function serviceConflicts(networks: readonly Network[], services: readonly Servi
   const conflicts: Conflict[] = [];
   const known = new Set<string>(networks.map((network) => network.id));
   const byName = new Map<string, Service>();
+  const byVip = new Map<string, Service>();
   const byPort = new Map<string, { readonly service: Service; readonly port: PublishedPort }[]>();
   for (const service of services.toSorted(compareClaims)) {
     const label = `service ${service.name} (${service.id.slice(0, 12)})`;
@@ -191,7 +202,18 @@ function serviceConflicts(networks: readonly Network[], services: readonly Servi
           text: `${label} does not get port ${portText(port)}: the older service ${winner.service.name} publishes it; publish another one`,
         });
     }
-    for (const { network } of service.networks) {
+    for (const { network, vip } of service.networks) {
+      const key = `${network} ${vip}`;
+      const winner = vip === undefined ? undefined : byVip.get(key);
+      if (winner === undefined) byVip.set(key, service);
+      else
+        conflicts.push({
+          type: "vip",
+          service: service.id,
+          network,
+          winner: winner.id,
+          text: `${label} has the virtual IP ${vip} of the older service ${winner.name}; remove it and create it again`,
+        });
       if (!known.has(network))
         conflicts.push({
           type: "network-removed",

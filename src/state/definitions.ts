@@ -24,6 +24,8 @@ export interface MergeResult {
   readonly changes: readonly DefinitionChange[];
   /** Entries not taken because the map is full. */
   readonly refused: number;
+  /** Keys of tombstones forgotten because there are too many. */
+  readonly dropped: readonly string[];
 }
 
 interface Stored {
@@ -157,8 +159,7 @@ export class Definitions {
       accepted.push(entry);
       if (live || known?.entry.definition !== undefined) changes.push({ kind: entry.kind, id: entry.id });
     }
-    this.#boundTombstones();
-    return { accepted, changes, refused };
+    return { accepted, changes, refused, dropped: this.#boundTombstones() };
   }
 
   /** Forgets tombstones that are old enough; returns their keys. */
@@ -170,14 +171,6 @@ export class Definitions {
     }
     for (const key of expired) this.#stored.delete(key);
     return expired;
-  }
-
-  nextExpiry(): Instant | undefined {
-    let oldest: Instant | undefined;
-    for (const { entry, since } of this.#stored.values()) {
-      if (entry.definition === undefined && (oldest === undefined || since < oldest)) oldest = since;
-    }
-    return oldest && after(oldest, TOMBSTONE_MS);
   }
 
   #store(entry: Entry, now: Instant): void {
@@ -195,11 +188,13 @@ export class Definitions {
   }
 
   /** Beyond the bound the lowest in merge order go: the same ones on every replica. */
-  #boundTombstones(): void {
-    if (this.#stored.size - this.#live <= MAX_TOMBSTONES) return;
+  #boundTombstones(): string[] {
+    if (this.#stored.size - this.#live <= MAX_TOMBSTONES) return [];
     const tombstones = [...this.#stored].filter(([, stored]) => stored.entry.definition === undefined);
     tombstones.sort((a, b) => compareEntries(a[1].entry, b[1].entry));
-    for (const [key] of tombstones.slice(0, tombstones.length - MAX_TOMBSTONES)) this.#stored.delete(key);
+    const dropped = tombstones.slice(0, tombstones.length - MAX_TOMBSTONES).map(([key]) => key);
+    for (const key of dropped) this.#stored.delete(key);
+    return dropped;
   }
 }
 
@@ -231,7 +226,8 @@ function agedEntry({ entry, since }: Stored, now: Instant): Entry {
   return { ...entry, ageSeconds: Math.max(0, Math.floor(elapsed(since, now) / 1000)) };
 }
 
-function hashEntry(entry: Entry): number {
+/** The same on every replica: without the age. */
+export function hashEntry(entry: Entry): number {
   const out = new ByteWriter(64 + entry.raw.length);
   encodeEntry({ ...entry, ageSeconds: 0 }, out);
   return hash32(out.finish());

@@ -39,7 +39,7 @@ export function makeService(
   if (namesake !== undefined) {
     throw new NetError(
       "service-exists",
-      `create service ${spec.name}: the name is taken by service ${namesake.id.slice(0, 12)}; choose another, or change that one with update`,
+      `service ${spec.name}: the name is taken by service ${namesake.id.slice(0, 12)}; choose another, or change that one with update`,
     );
   }
   const endpointMode = spec.endpointMode ?? "vip";
@@ -48,7 +48,7 @@ export function makeService(
   if (endpointMode === "dnsrr" && ports.some((port) => port.mode === "ingress")) {
     throw new NetError(
       "publish-dnsrr",
-      `create service ${spec.name}: endpoint mode dnsrr has no virtual IP to publish a port through; use --endpoint-mode vip or mode=host`,
+      `service ${spec.name}: endpoint mode dnsrr has no virtual IP to publish a port through; use --endpoint-mode vip or mode=host`,
     );
   }
   const networks = checkNetworks(spec, context.networks);
@@ -104,13 +104,13 @@ function checkNetworks(spec: ServiceSpec, known: readonly Network[]): Set<Networ
     if (network.external !== undefined) {
       throw new NetError(
         "network-external",
-        `create service ${spec.name} on ${network.name}: an external network is known on this node only; its services are defined by its owner (attach --service NAME joins one)`,
+        `service ${spec.name} on ${network.name}: an external network is known on this node only; its services are defined by its owner (attach --service NAME joins one)`,
       );
     }
     if (network.ingress) {
       throw new NetError(
         "network-ingress",
-        `create service ${spec.name} on ${network.name}: publishing a port is what puts a service on ingress`,
+        `service ${spec.name} on ${network.name}: publishing a port is what puts a service on ingress`,
       );
     }
     networks.add(network.id);
@@ -118,7 +118,7 @@ function checkNetworks(spec: ServiceSpec, known: readonly Network[]): Set<Networ
   if (networks.size < MAX_SERVICE_NETWORKS) return networks;
   throw new NetError(
     "service-too-large",
-    `create service ${spec.name}: more than ${MAX_SERVICE_NETWORKS - 1} networks`,
+    `service ${spec.name}: more than ${MAX_SERVICE_NETWORKS - 1} networks`,
   );
 }
 
@@ -128,7 +128,7 @@ function checkPort(spec: ServiceSpec, port: PortSpec): PublishedPort {
     if (!Number.isInteger(number) || number < 1 || number > 65535) {
       throw new NetError(
         "port-invalid",
-        `create service ${spec.name}: port ${number} of ${shown} is outside 1 … 65535`,
+        `service ${spec.name}: port ${number} of ${shown} is outside 1 … 65535`,
       );
     }
   }
@@ -136,7 +136,7 @@ function checkPort(spec: ServiceSpec, port: PortSpec): PublishedPort {
   if (port.address !== undefined && address === undefined) {
     throw new NetError(
       "address-invalid",
-      `create service ${spec.name}: '${printable(port.address)}' of ${shown} is not an IP address`,
+      `service ${spec.name}: '${printable(port.address)}' of ${shown} is not an IP address`,
     );
   }
   return {
@@ -152,20 +152,20 @@ function checkPorts(spec: ServiceSpec, ports: readonly PublishedPort[], others: 
   if (ports.length > MAX_SERVICE_PORTS)
     throw new NetError(
       "service-too-large",
-      `create service ${spec.name}: more than ${MAX_SERVICE_PORTS} ports`,
+      `service ${spec.name}: more than ${MAX_SERVICE_PORTS} ports`,
     );
   for (const [index, port] of ports.entries()) {
     if (ports.slice(0, index).some((earlier) => portsCollide(earlier, port)))
       throw new NetError(
         "port-published",
-        `create service ${spec.name}: port ${portText(port)} is given twice`,
+        `service ${spec.name}: port ${portText(port)} is given twice`,
       );
     for (const other of others) {
       const claim = other.ports.find((candidate) => portsCollide(candidate, port));
       if (claim === undefined) continue;
       throw new NetError(
         "port-published",
-        `create service ${spec.name}: port ${portText(port)} is already published by service ${other.name} (${portText(claim)} → ${claim.target}); choose another or remove it there`,
+        `service ${spec.name}: port ${portText(port)} is already published by service ${other.name} (${portText(claim)} → ${claim.target}); choose another or remove it there`,
       );
     }
   }
@@ -184,7 +184,7 @@ function checkHealth(spec: ServiceSpec, health: HealthCheck): HealthCheck {
     return health;
   throw new NetError(
     "health-invalid",
-    `create service ${spec.name}: a health check needs a command (up to 4096 bytes) or a port, an interval of at least 100 ms, a timeout of at least 10 ms and 1 to 100 retries`,
+    `service ${spec.name}: a health check needs a command (up to 4096 bytes) or a port, an interval of at least 100 ms, a timeout of at least 10 ms and 1 to 100 retries`,
   );
 }
 
@@ -193,6 +193,6 @@ function checkDrain(spec: ServiceSpec, milliseconds: number): number {
   if (Number.isInteger(milliseconds) && milliseconds >= 0 && milliseconds <= week) return milliseconds;
   throw new NetError(
     "drain-timeout-invalid",
-    `create service ${spec.name}: drain timeout ${milliseconds} ms is outside 0 … 7 days`,
+    `service ${spec.name}: drain timeout ${milliseconds} ms is outside 0 … 7 days`,
   );
 }

@@ -1,24 +1,38 @@
+import { utf8 } from "../base/bytes.ts";
 import { unreachable } from "../base/assert.ts";
-import { NetError } from "../base/error.ts";
-import type { NetworkId, NodeId, ServiceId } from "../base/id.ts";
-import { randomBase36 } from "../base/id.ts";
-import type { IpAddr } from "../base/ip.ts";
-import type { Random } from "../base/random.ts";
-import type { Instant } from "../base/time.ts";
-import type { Network, NodeDefinition, Service } from "../wire/state/definition.ts";
-import { compareClaims, definitionConflicts, type Conflict } from "./conflicts.ts";
-import { Definitions } from "./definitions.ts";
+import { DecodeError, NetError } from "../base/error.ts";
+import { randomBase36, type NetworkId, type NodeId, type NodeName, type ServiceId } from "../base/id.ts";
+import { ipv4FromNumber, ipv4ToNumber, tryParseIp, type IpAddr } from "../base/ip.ts";
+import { sample, type Random } from "../base/random.ts";
+import { after, earliest, elapsed, type Instant } from "../base/time.ts";
+import { MAX_RING_SEEDS, type Network, type NodeDefinition, type Service } from "../wire/state/definition.ts";
+import type { Entry } from "../wire/state/entry.ts";
+import { decodeStateMessage, type StateMessage } from "../wire/state/message.ts";
+import type { Ring } from "../wire/state/ring.ts";
+import { decodeSnapshot, encodeSnapshot, type Snapshot } from "../wire/state/snapshot.ts";
+import { hashRing, seedRing } from "./address-ring.ts";
+import { AddressSpace } from "./address-space.ts";
+import { Allocator, type Want, type WantOutcome } from "./allocator.ts";
+import { compareClaims, conflictKey, definitionConflicts, type Conflict } from "./conflicts.ts";
+import { Definitions, entryKey, hashEntry, type DefinitionChange } from "./definitions.ts";
 import type { StateEffect, StateInput } from "./effect.ts";
-import { findNamed } from "./find.ts";
+import { findNamed, printable } from "./find.ts";
 import { INGRESS } from "./ingress.ts";
+import { Members } from "./members.ts";
 import { makeNetwork } from "./network-rules.ts";
+import { Outbox } from "./outbox.ts";
+import { FORWARD_LIMIT, Replication, type Item } from "./replication.ts";
 import type { AddressHolder, StateRequest } from "./request.ts";
-import { makeService, specOf } from "./service-rules.ts";
+import { serviceOfHolder, vipHolder, type ServiceJob } from "./service-job.ts";
+import { makeService, networksWithoutVip, specOf, withVip } from "./service-rules.ts";
+import { Takeover } from "./takeover.ts";
 
 export interface StateOptions {
   /** Outlives restarts; owns this node's address ranges. */
   readonly node: NodeId;
   readonly random: Random;
+  /** This start's name among the members, so that it is not taken for another one. */
+  readonly memberName: NodeName;
   /** What `snapshot()` returned before the restart. */
   readonly snapshot?: Uint8Array;
   readonly config?: Partial<StateConfig>;
@@ -76,33 +90,263 @@ export interface Allocation {
   readonly holder: AddressHolder;
 }
 
+const DEFAULTS: StateConfig = {
+  gossipMs: 200,
+  gossipFanout: 3,
+  retransmitMultiplier: 4,
+  digestMs: 1000,
+  packetBytes: 1100,
+  askMs: 2000,
+  allocateMs: 8000,
+  seedMs: 5000,
+};
+const EXPIRE_MS = 3600_000;
+const SEED_RETRY_MS = 1000;
+
 /**
- * The definitions of the cluster and the addresses of its networks. Owns no file, socket or timer.
+ * The definitions of the cluster and the addresses of its networks. Owns no file, socket or timer: the caller
+ * feeds inputs, performs effects in order and saves `snapshot()` when told to.
  */
 export class State {
   readonly #node: NodeId;
+  readonly #memberName: NodeName;
   readonly #random: Random;
+  readonly #config: StateConfig;
   readonly #definitions = new Definitions();
-  #name = "";
+  /** Networks that only this node knows, by id. */
+  readonly #externals = new Map<NetworkId, Network>();
+  readonly #spaces = new Map<NetworkId, AddressSpace>();
+  readonly #members: Members;
+  readonly #outbox: Outbox;
+  readonly #replication: Replication;
+  readonly #allocator: Allocator;
+  readonly #takeover: Takeover;
+  readonly #counters = new Map<string, number>();
+  /** Allocations for requests of the caller, and for virtual IPs of services, by want. */
+  readonly #requests = new Map<number, number>();
+  readonly #jobs = new Map<number, ServiceJob>();
+  #nextWant = 0;
+  /** Networks whose ring or allocations were changed by this input. */
+  readonly #touched = new Set<NetworkId>();
+  #started: { readonly at: Instant; readonly unixSeconds: number } | undefined;
+  #seedAt: Instant | undefined;
+  #expireAt: Instant;
   #conflicts: readonly Conflict[] = [];
+  #reported: ReadonlySet<string> = new Set();
+  #conflictsStale = true;
+  /** Nodes, members or rings changed: perhaps a removed node's ranges are ours. */
+  #takeoverStale = true;
+  /** In claim order; undefined: to be collected again. */
+  #networkList: readonly Network[] | undefined;
+  #serviceList: readonly Service[] | undefined;
 
-  /** @throws DecodeError when the snapshot is damaged */
-  constructor(options: StateOptions) {
-    this.#node = options.node;
-    this.#random = options.random;
+  /** @throws DecodeError when the snapshot is damaged or of another node */
+  constructor(options: StateOptions, now: Instant) {
+    const config = { ...DEFAULTS, ...options.config };
+    const { node, random } = options;
+    this.#node = node;
+    this.#memberName = options.memberName;
+    this.#random = random;
+    this.#config = config;
+    this.#expireAt = after(now, EXPIRE_MS);
+    const members = (this.#members = new Members(node));
+    const outbox = (this.#outbox = new Outbox(members));
+    this.#replication = new Replication({
+      ...config,
+      node,
+      random,
+      members,
+      outbox,
+      item: (key, at) => this.#item(key, at),
+    });
+    this.#allocator = new Allocator(
+      {
+        ...config,
+        node,
+        random,
+        members,
+        outbox,
+        nameOf: (id) => this.#nameOf(id),
+        isRemoved: (id) => this.#definitions.node(id)?.removed ?? false,
+        blocked: (at) => this.#blocked(at),
+        learn: (ring, at) => void this.#learnRing(ring, at),
+        changed: (network) => this.#touched.add(network),
+      },
+      this.#spaces,
+    );
+    this.#takeover = new Takeover(
+      {
+        node,
+        members,
+        outbox,
+        nodes: () => this.nodes(),
+        inherited: (network) => this.#touched.add(network),
+      },
+      this.#spaces,
+    );
+    this.#addSpace(INGRESS);
+    if (options.snapshot !== undefined) this.#restore(decodeSnapshot(options.snapshot), now);
   }
 
   handle(input: StateInput, now: Instant): StateEffect[] {
+    this.#dispatch(input, now);
+    this.#settle(now);
+    return this.#outbox.take();
+  }
+
+  /** When to call `handle({ type: "wake" })` next; undefined when idle. */
+  nextWakeup(): Instant | undefined {
+    const twinAt = this.#reported.has(`node-twin ${this.#node}`) ? undefined : this.#members.twinAt();
+    return earliest(
+      this.#allocator.nextWakeup(),
+      this.#takeover.nextWakeup(),
+      this.#replication.nextWakeup(),
+      this.#seedAt,
+      this.#expireAt,
+      twinAt,
+    );
+  }
+
+  /** Everything that must survive a restart. */
+  snapshot(now: Instant): Uint8Array {
+    return encodeSnapshot({
+      node: this.#node,
+      clock: this.#definitions.clock,
+      entries: [...this.#definitions.entries(now)].map(([, entry]) => entry),
+      externals: [...this.#externals.values()],
+      spaces: [...this.#spaces.values()].map((space) => ({
+        network: space.network.id,
+        ...(space.ring === undefined ? {} : { ring: space.ring.ring }),
+        last: space.last,
+        allocations: [...space.allocations()],
+      })),
+    });
+  }
+
+  /** In claim order: of two with one name the owner of the name comes first; `ingress` is the first of all. */
+  networks(): NetworkView[] {
+    const conflicts = groupBy(this.conflicts(), (conflict) =>
+      conflict.type === "network-name" || conflict.type === "vni" || conflict.type === "subnet"
+        ? conflict.network
+        : undefined,
+    );
+    return this.#networks().map((network) => withConflicts(network, conflicts.get(network.id)));
+  }
+
+  network(id: NetworkId): NetworkView | undefined {
+    const network = this.#spaces.get(id)?.network;
+    const conflicts = this.conflicts().filter(
+      (conflict) =>
+        (conflict.type === "network-name" || conflict.type === "vni" || conflict.type === "subnet") &&
+        conflict.network === id,
+    );
+    return network && withConflicts(network, conflicts);
+  }
+
+  /** By name, id or unique id prefix. @throws NetError `network-unknown`, `network-ambiguous` */
+  findNetwork(reference: string): NetworkView {
+    return findNamed("network", reference, this.networks());
+  }
+
+  /** In claim order. */
+  services(): ServiceView[] {
+    const conflicts = groupBy(this.conflicts(), (conflict) =>
+      "service" in conflict ? conflict.service : undefined,
+    );
+    return this.#services().map((service) => ({ ...service, conflicts: conflicts.get(service.id) ?? [] }));
+  }
+
+  /** By name, id or unique id prefix. @throws NetError `service-unknown`, `service-ambiguous` */
+  findService(reference: string): ServiceView {
+    return findNamed("service", reference, this.services());
+  }
+
+  /** Every node that ever took part, removed ones last. */
+  nodes(): NodeDefinition[] {
+    const nodes: NodeDefinition[] = [];
+    for (const definition of this.#definitions.all())
+      if (definition.kind === "node") nodes.push(definition.value);
+    return nodes.sort((a, b) => Number(a.removed) - Number(b.removed) || (a.id < b.id ? -1 : 1));
+  }
+
+  /** By shown name, id or unique id prefix. @throws NetError `node-unknown`, `node-ambiguous` */
+  findNode(reference: string): NodeDefinition {
+    return findNamed("node", reference, this.nodes());
+  }
+
+  /** `active` for a node nobody has said anything about. */
+  availability(id: NodeId): "active" | "drain" {
+    return this.#definitions.node(id)?.availability ?? "active";
+  }
+
+  /** What cannot be had twice but was made twice, in a fixed order; up to date after every `handle`. */
+  conflicts(): readonly Conflict[] {
+    return this.#conflicts;
+  }
+
+  /** Undefined while no ring of the network is known; external networks have none. */
+  ringUse(id: NetworkId): RingUse | undefined {
+    const space = this.#spaces.get(id);
+    if (space?.ring === undefined) return undefined;
+    const owners = new Map<NodeId, { size: number; free: number }>();
+    for (const range of space.ring.ranges()) {
+      const { owner } = range.entry;
+      const sum = owners.get(owner) ?? { size: 0, free: 0 };
+      sum.size += range.end - range.first;
+      sum.free += owner === this.#node ? space.freeIn(range) : range.entry.free;
+      owners.set(owner, sum);
+    }
+    const list = [...owners].map(([node, sum]) => ({
+      node,
+      name: this.#nameOf(node),
+      ...sum,
+      alive: node === this.#node || this.#members.nameOf(node) !== undefined,
+    }));
+    // The gateway is in one of the ranges, and never given.
+    return {
+      network: id,
+      size: space.range.end - space.range.first - 1,
+      free: list.reduce((sum, owner) => sum + owner.free, 0),
+      owners: list,
+    };
+  }
+
+  /** What this node has given away, VIPs included; after a restart the agent releases what nobody has any more. */
+  allocations(): Allocation[] {
+    return [...this.#spaces.values()].flatMap((space) =>
+      [...space.allocations()].map(({ address, holder }) => ({
+        network: space.network.id,
+        address: ipv4FromNumber(address),
+        holder,
+      })),
+    );
+  }
+
+  /** What was dropped, by reason. */
+  counters(): ReadonlyMap<string, number> {
+    return this.#counters;
+  }
+
+  #dispatch(input: StateInput, now: Instant): void {
     switch (input.type) {
       case "start":
-        this.#name = input.name;
-        return [];
+        return this.#start(input.name, input.seed, input.unixSeconds, now);
       case "member-joined":
-      case "member-left":
+        return this.#memberJoined(input.name, input.id, input.shown, now);
+      case "member-left": {
+        const gone = this.#members.leave(input.name);
+        if (gone !== undefined) this.#allocator.unreachable(gone, now);
+        return;
+      }
       case "user-message":
-      case "stream-failed":
+        return this.#receive(input.bytes, now);
+      case "stream-failed": {
+        const id = this.#members.idOf(input.to);
+        if (id !== undefined) this.#allocator.unreachable(id, now);
+        return;
+      }
       case "wake":
-        return [];
+        return this.#wake(now);
       case "create-network":
       case "remove-network":
       case "create-service":
@@ -118,102 +362,151 @@ export class State {
     }
   }
 
-  /** When to call `handle({ type: "wake" })` next; undefined when idle. */
-  nextWakeup(): Instant | undefined {
-    return undefined;
+  #start(name: string, seed: boolean, unixSeconds: number, now: Instant): void {
+    this.#started = { at: now, unixSeconds };
+    const known = this.#definitions.node(this.#node);
+    if (known?.removed !== true && known?.name !== name) {
+      const availability = known?.availability ?? "active";
+      const value: NodeDefinition = { id: this.#node, name: printable(name), availability, removed: false };
+      this.#write(this.#definitions.write({ kind: "node", value }, this.#node, now), now);
+    }
+    if (seed) this.#seedIngress([this.#node], now);
   }
 
-  /** Everything that must survive a restart. */
-  snapshot(_now: Instant): Uint8Array {
-    return new Uint8Array(0);
+  #memberJoined(name: NodeName, id: NodeId, shown: string, now: Instant): void {
+    if (name === this.#memberName) return;
+    const isNew = this.#members.nameOf(id) !== name;
+    this.#members.join(name, id, printable(shown), now);
+    this.#takeoverStale = true;
+    if (id === this.#node || !isNew) return;
+    if (this.#spaces.get(INGRESS.id)?.ring === undefined) this.#seedAt ??= after(now, this.#config.seedMs);
+    this.#replication.joined(id, now);
   }
 
-  /** In claim order: of two with one name the owner of the name comes first; `ingress` is the first of all. */
-  networks(): NetworkView[] {
-    return this.#networks().map((network) => {
-      const conflicts = this.#conflicts.filter(
-        (conflict) => "network" in conflict && conflict.network === network.id && !("service" in conflict),
-      );
-      return { ...network, conflicts, disabled: conflicts.some((conflict) => conflict.type === "vni") };
-    });
+  #wake(now: Instant): void {
+    this.#allocator.wake(now);
+    if (this.#seedAt !== undefined && this.#seedAt <= now) this.#seedAmongMembers(now);
+    if (this.#expireAt <= now) {
+      this.#expireAt = after(now, EXPIRE_MS);
+      const expired = this.#definitions.expire(now);
+      for (const key of expired) this.#replication.set(key, undefined);
+      if (expired.length > 0) this.#outbox.saveLazily();
+    }
+    if ((this.#members.twinAt() ?? Infinity) <= now) this.#conflictsStale = true;
   }
 
-  network(id: NetworkId): NetworkView | undefined {
-    return this.networks().find((network) => network.id === id);
+  /** What follows from any input: answers, takeovers, reports, gossip. */
+  #settle(now: Instant): void {
+    if (this.#takeoverStale || (this.#takeover.nextWakeup() ?? Infinity) <= now) {
+      this.#takeoverStale = false;
+      this.#takeover.step(now);
+    }
+    // A settled want may start others, which may settle at once: virtual IPs one by one, so this ends.
+    for (;;) {
+      const settled = this.#allocator.takeSettled();
+      if (settled.length === 0) break;
+      for (const outcome of settled) this.#wantSettled(outcome, now);
+    }
+    for (const network of this.#touched) this.#ringTouched(network, now);
+    this.#touched.clear();
+    if (this.#conflictsStale) this.#findConflicts(now);
+    this.#replication.step(now);
   }
 
-  /** By name, id or unique id prefix. @throws NetError `network-unknown`, `network-ambiguous` */
-  findNetwork(reference: string): NetworkView {
-    return findNamed("network", reference, this.networks());
-  }
+  // Messages
 
-  services(): ServiceView[] {
-    return this.#services().map((service) => ({
-      ...service,
-      conflicts: this.#conflicts.filter(
-        (conflict) => "service" in conflict && conflict.service === service.id,
-      ),
-    }));
-  }
-
-  /** By name, id or unique id prefix. @throws NetError `service-unknown`, `service-ambiguous` */
-  findService(reference: string): ServiceView {
-    return findNamed("service", reference, this.services());
-  }
-
-  /** Every node that ever took part, removed ones included. */
-  nodes(): NodeDefinition[] {
-    return [];
-  }
-
-  /** `active` for a node nobody has said anything about. */
-  availability(id: NodeId): "active" | "drain" {
-    return this.#definitions.node(id)?.availability ?? "active";
-  }
-
-  conflicts(): readonly Conflict[] {
-    return this.#conflicts;
-  }
-
-  /** Undefined while no ring of the network is known; external networks have none. */
-  ringUse(_network: NetworkId): RingUse | undefined {
-    return undefined;
-  }
-
-  /** What this node has given away, VIPs included; after a restart the agent releases what nobody has any more. */
-  allocations(): Allocation[] {
-    return [];
-  }
-
-  /** What was dropped, by reason. */
-  counters(): ReadonlyMap<string, number> {
-    return new Map();
-  }
-
-  #networks(): Network[] {
-    const networks: Network[] = [INGRESS];
-    for (const definition of this.#definitions.all())
-      if (definition.kind === "network") networks.push(definition.value);
-    return networks.sort(compareClaims);
-  }
-
-  #services(): Service[] {
-    const services: Service[] = [];
-    for (const definition of this.#definitions.all())
-      if (definition.kind === "service") services.push(definition.value);
-    return services.sort(compareClaims);
-  }
-
-  #request(input: StateRequest, now: Instant): StateEffect[] {
+  #receive(bytes: Uint8Array, now: Instant): void {
+    let message: StateMessage;
     try {
-      return this.#perform(input, now);
+      message = decodeStateMessage(bytes);
     } catch (error) {
-      if (!(error instanceof NetError)) throw error;
-      return [{ type: "refused", request: input.request, error }];
+      if (!(error instanceof DecodeError)) throw error;
+      return this.#count("damaged message");
+    }
+    if ("sender" in message && message.sender === this.#node) return this.#count("message of our own id");
+    switch (message.type) {
+      case "update":
+        return this.#merge(message.entries, message.rings, now);
+      case "digest":
+        return this.#replication.onDigest(message, now);
+      case "page": {
+        this.#merge(message.entries, message.rings, now);
+        const theirs = new Map<string, number>();
+        for (const entry of message.entries) theirs.set(entryKey(entry.kind, entry.id), hashEntry(entry));
+        for (const ring of message.rings) theirs.set(ringKey(ring.network), hashRing(ring));
+        return this.#replication.onPage(message, theirs, now);
+      }
+      case "ask":
+        return this.#allocator.onAsk(message, now);
+      case "grant":
+        return this.#allocator.onGrant(message, now);
+      case "refusal":
+        return this.#allocator.onRefusal(message, now);
+      case "ring-query":
+        return this.#takeover.onQuery(message, now);
+      case "ring-answer":
+        if (message.ring !== undefined) this.#learnRing(message.ring, now);
+        return this.#takeover.onAnswer(message, now);
+      default:
+        return unreachable(message);
     }
   }
 
-  #perform(input: StateRequest, now: Instant): StateEffect[] {
+  #merge(entries: readonly Entry[], rings: readonly Ring[], now: Instant): void {
+    const { accepted, changes, refused, dropped } = this.#definitions.merge(entries, now);
+    if (refused > 0) this.#count("too many definitions", refused);
+    const forwards = accepted.length + rings.length <= FORWARD_LIMIT;
+    for (const { kind, id } of accepted) {
+      const key = entryKey(kind, id);
+      this.#replication.set(key, this.#definitions.hashOf(key));
+      if (forwards) this.#replication.spread(key, now);
+    }
+    for (const key of dropped) this.#replication.set(key, undefined);
+    if (accepted.length > 0) this.#outbox.saveLazily();
+    this.#applyChanges(changes, now);
+    for (const ring of rings) {
+      if (this.#learnRing(ring, now) && forwards) this.#replication.spread(ringKey(ring.network), now);
+    }
+  }
+
+  /** Whether it was news. Rings of networks we do not know come again with the next digest. */
+  #learnRing(ring: Ring, now: Instant): boolean {
+    const space = this.#spaces.get(ring.network);
+    if (space === undefined) return false;
+    const learned = space.learn(ring);
+    switch (learned) {
+      case "misfit":
+        this.#count("ring does not fit its network");
+        return false;
+      case "same":
+        return false;
+      case "replaced":
+      case "merged":
+        this.#conflictsStale = true;
+        this.#takeoverStale = true;
+        this.#outbox.saveLazily();
+        this.#replication.set(ringKey(ring.network), space.ring?.hash);
+        this.#outbox.add({ type: "ring-changed", network: ring.network });
+        if (ring.network === INGRESS.id) this.#seedAt = undefined;
+        this.#allocator.retry(ring.network, now);
+        return true;
+      default:
+        return unreachable(learned);
+    }
+  }
+
+  // Requests
+
+  #request(input: StateRequest, now: Instant): void {
+    try {
+      this.#perform(input, now);
+    } catch (error) {
+      if (!(error instanceof NetError)) throw error;
+      this.#outbox.refuse(input.request, error);
+    }
+  }
+
+  #perform(input: StateRequest, now: Instant): void {
     const { request } = input;
     switch (input.type) {
       case "create-network": {
@@ -221,55 +514,449 @@ export class State {
           networks: this.#networks(),
           hostSubnets: input.hostSubnets,
           created: this.#definitions.clock + 1,
-          ringSeeds: [this.#node],
+          ringSeeds: this.#ringSeeds(),
           random: this.#random,
         });
-        this.#definitions.write({ kind: "network", value: network }, this.#node, now);
-        return [
-          { type: "persist" },
-          ...this.#changed([{ kind: "network", id: network.id }]),
-          { type: "done", request, result: { type: "network", network } },
-        ];
-      }
-      case "create-service":
-      case "update-service": {
-        const previous = input.type === "update-service" ? this.findService(input.service) : undefined;
-        const id = previous?.id ?? (randomBase36(this.#random) as ServiceId);
-        const spec =
-          input.type === "create-service" || previous === undefined
-            ? (input.spec as Parameters<typeof makeService>[1])
-            : { ...specOf(previous), ...input.spec };
-        const service = makeService(id, spec, previous, {
-          services: this.#services(),
-          networks: this.#networks(),
-          created: this.#definitions.clock + 1,
-        });
-        this.#definitions.write({ kind: "service", value: service }, this.#node, now);
-        return [
-          { type: "persist" },
-          ...this.#changed([{ kind: "service", id }]),
-          { type: "done", request, result: { type: "service", service } },
-        ];
+        if (network.external === undefined)
+          this.#write(this.#definitions.write({ kind: "network", value: network }, this.#node, now), now);
+        else this.#addExternal(network, now);
+        return this.#outbox.done(request, { type: "network", network });
       }
       case "remove-network":
+        return this.#removeNetwork(input, now);
+      case "create-service": {
+        const id = randomBase36(this.#random) as ServiceId;
+        return this.#beginJob(request, id, { type: "create", spec: input.spec }, now);
+      }
+      case "update-service": {
+        const { id } = this.findService(input.service);
+        return this.#beginJob(request, id, { type: "update", spec: input.spec }, now);
+      }
       case "remove-service": {
-        const kind = input.type === "remove-network" ? "network" : "service";
-        const { id } =
-          input.type === "remove-network" ? this.findNetwork(input.network) : this.findService(input.service);
-        this.#definitions.remove(kind, id, this.#node, now);
-        return [
-          { type: "persist" },
-          ...this.#changed([{ kind, id }]),
-          { type: "done", request, result: { type: "removed", id } },
-        ];
+        const { id } = this.findService(input.service);
+        this.#write(this.#definitions.remove("service", id, this.#node, now), now);
+        return this.#outbox.done(request, { type: "removed", id });
+      }
+      case "update-node": {
+        const known = this.findNode(input.node);
+        if (known.removed)
+          throw new NetError("node-removed", `update node ${known.name}: it was removed from the cluster`);
+        const node: NodeDefinition = { ...known, availability: input.availability };
+        this.#write(this.#definitions.write({ kind: "node", value: node }, this.#node, now), now);
+        return this.#outbox.done(request, { type: "node", node });
+      }
+      case "remove-node":
+        return this.#removeNode(request, input.node, now);
+      case "allocate":
+        return this.#allocate(input, now);
+      case "release": {
+        if (this.#spaces.get(input.network)?.release(ipv4ToNumber(input.address)) === true) {
+          this.#touched.add(input.network);
+          this.#outbox.saveFirst();
+          this.#conflictsStale = true;
+        }
+        return this.#outbox.done(request, { type: "released" });
       }
       default:
-        throw new NetError("not-yet", `${input.type} is not built yet`);
+        return unreachable(input);
     }
   }
 
-  #changed(changes: readonly { kind: "network" | "service" | "node"; id: string }[]): StateEffect[] {
-    this.#conflicts = definitionConflicts(this.#networks(), this.#services());
-    return [{ type: "definitions-changed", changes }];
+  #addExternal(network: Network, now: Instant): void {
+    this.#externals.set(network.id, network);
+    this.#outbox.saveFirst();
+    this.#applyChanges([{ kind: "network", id: network.id }], now);
   }
+
+  #removeNetwork(input: StateRequest & { readonly type: "remove-network" }, now: Instant): void {
+    const network = this.findNetwork(input.network);
+    const refuse = (code: string, why: string): never => {
+      throw new NetError(code, `remove network ${network.name}: ${why}`);
+    };
+    if (network.ingress) refuse("network-predefined", "it carries the published ports and always exists");
+    const services = this.#services().filter((service) =>
+      service.networks.some((attachment) => attachment.network === network.id),
+    );
+    if (services.length > 0)
+      refuse("network-in-use", `service ${listText(services.map(({ name }) => name))} is on it; remove it first`);
+    if (input.endpoints.length > 0)
+      refuse("network-in-use", `endpoint ${listText(input.endpoints)} is on it; detach it first`);
+    if (this.#externals.delete(network.id)) {
+      this.#outbox.saveFirst();
+      this.#applyChanges([{ kind: "network", id: network.id }], now);
+    } else this.#write(this.#definitions.remove("network", network.id, this.#node, now), now);
+    this.#outbox.done(input.request, { type: "removed", id: network.id });
+  }
+
+  #removeNode(request: number, reference: string, now: Instant): void {
+    const known = this.findNode(reference);
+    if (known.id === this.#node)
+      throw new NetError("node-self", `remove node ${known.name}: it is this node; run it on another one`);
+    if (this.#members.nameOf(known.id) !== undefined)
+      throw new NetError(
+        "node-alive",
+        `remove node ${known.name}: it is a member; stop its agent first (netctl leave there), or its addresses could be given twice`,
+      );
+    if (!known.removed) {
+      const value: NodeDefinition = { ...known, removed: true };
+      this.#write(this.#definitions.write({ kind: "node", value }, this.#node, now), now);
+    }
+    this.#outbox.done(request, { type: "removed", id: known.id });
+  }
+
+  #allocate(input: StateRequest & { readonly type: "allocate" }, now: Instant): void {
+    const network = this.findNetwork(input.network);
+    const holder = { id: input.holder.id, name: printable(input.holder.name) };
+    if (holder.id === "" || utf8(holder.id).length > 128)
+      throw new NetError("holder-invalid", `give an address on ${network.name}: a holder id has 1 to 128 bytes`);
+    if (network.disabled) {
+      const why = network.conflicts.find((conflict) => conflict.type === "vni")?.text ?? "";
+      throw new NetError("network-disabled", `give ${holder.name} an address on ${network.name}: ${why}`);
+    }
+    const address = input.address === undefined ? undefined : tryParseIp(input.address);
+    if (input.address !== undefined && address === undefined)
+      throw new NetError(
+        "address-invalid",
+        `give ${holder.name} address '${printable(input.address)}' on ${network.name}: not an IP address`,
+      );
+    const want = this.#newWant(network.id, holder, address);
+    this.#requests.set(want.id, input.request);
+    this.#allocator.want(want, now);
+  }
+
+  #newWant(network: NetworkId, holder: AddressHolder, address?: IpAddr): Want {
+    const id = ++this.#nextWant;
+    return { id, network, holder, ...(address === undefined ? {} : { address }) };
+  }
+
+  #wantSettled(outcome: WantOutcome, now: Instant): void {
+    const { want } = outcome;
+    const request = this.#requests.get(want.id);
+    if (request !== undefined) {
+      this.#requests.delete(want.id);
+      if ("error" in outcome) return this.#outbox.refuse(request, outcome.error);
+      const prefixLength = this.#spaces.get(want.network)?.network.subnet.prefixLength ?? 32;
+      return this.#outbox.done(request, {
+        type: "address",
+        network: want.network,
+        address: { ip: outcome.address, prefixLength },
+      });
+    }
+    const job = this.#jobs.get(want.id);
+    this.#jobs.delete(want.id);
+    if (job === undefined || !job.waiting.delete(want.id)) return;
+    if ("error" in outcome) return this.#failJob(job, outcome.error);
+    job.vips.set(want.network, outcome.address);
+    if (job.waiting.size === 0) this.#continueJob(job, now);
+  }
+
+  // Services: written when they have their virtual IPs, or not at all
+
+  #beginJob(request: number, id: ServiceId, mode: ServiceJob["mode"], now: Instant): void {
+    this.#continueJob({ request, id, mode, vips: new Map(), waiting: new Set() }, now);
+  }
+
+  /** Validates (again: names and ports may be taken meanwhile), wants what is missing, or writes. */
+  #continueJob(job: ServiceJob, now: Instant): void {
+    let service: Service;
+    try {
+      service = this.#serviceOf(job);
+    } catch (error) {
+      if (!(error instanceof NetError)) throw error;
+      return this.#failJob(job, error);
+    }
+    const wants = networksWithoutVip(service).map((network) =>
+      this.#newWant(network, vipHolder(job.id, service.name)),
+    );
+    if (wants.length === 0) {
+      this.#write(this.#definitions.write({ kind: "service", value: service }, this.#node, now), now);
+      return this.#outbox.done(job.request, { type: "service", service });
+    }
+    for (const want of wants) {
+      job.waiting.add(want.id);
+      this.#jobs.set(want.id, job);
+    }
+    for (const want of wants) this.#allocator.want(want, now);
+  }
+
+  #serviceOf(job: ServiceJob): Service {
+    const previous = this.#definitions.service(job.id);
+    if (job.mode.type === "update" && previous === undefined)
+      throw new NetError("service-unknown", `update service ${job.id}: it was removed meanwhile`);
+    const spec =
+      job.mode.type === "create"
+        ? job.mode.spec
+        : { ...(previous && specOf(previous)), ...definedOnly(job.mode.spec), name: job.mode.spec.name ?? previous?.name ?? "" };
+    let service = makeService(job.id, spec, previous, {
+      services: this.#services(),
+      networks: this.#networks(),
+      created: this.#definitions.clock + 1,
+    });
+    for (const [network, vip] of job.vips) service = withVip(service, network, vip);
+    return service;
+  }
+
+  #failJob(job: ServiceJob, error: NetError): void {
+    this.#allocator.forget([...job.waiting]);
+    for (const want of job.waiting) this.#jobs.delete(want);
+    job.waiting.clear();
+    // What an update got is kept for the service: an older write of it may still be on its way here.
+    if (job.mode.type === "create") this.#releaseHolder(vipHolder(job.id, "").id);
+    this.#outbox.refuse(job.request, error);
+  }
+
+  #releaseHolder(holderId: string): void {
+    for (const space of this.#spaces.values()) {
+      const address = space.addressOf(holderId);
+      if (address === undefined) continue;
+      space.release(address);
+      this.#touched.add(space.network.id);
+      this.#outbox.saveFirst();
+    }
+  }
+
+  // Consequences
+
+  /** A local write: on disk before anybody hears of it. */
+  #write(entry: Entry, now: Instant): void {
+    const key = entryKey(entry.kind, entry.id);
+    this.#outbox.saveFirst();
+    this.#replication.set(key, this.#definitions.hashOf(key));
+    this.#replication.spread(key, now);
+    this.#applyChanges([{ kind: entry.kind, id: entry.id }], now);
+  }
+
+  #applyChanges(changes: readonly DefinitionChange[], now: Instant): void {
+    if (changes.length === 0) return;
+    this.#conflictsStale = true;
+    this.#takeoverStale = true;
+    this.#serviceList = undefined;
+    let services = false;
+    for (const { kind, id } of changes) {
+      if (kind === "network") this.#applyNetwork(id as NetworkId);
+      if (kind !== "service") continue;
+      services = true;
+      // Only now: as long as the service lived, any write of it might still have named the address.
+      if (this.#definitions.service(id) === undefined) this.#releaseHolder(vipHolder(id as ServiceId, "").id);
+    }
+    if (services) this.#refreshVips();
+    this.#outbox.add({ type: "definitions-changed", changes });
+    for (const { kind, id } of changes) if (kind === "network") this.#allocator.retry(id as NetworkId, now);
+  }
+
+  #applyNetwork(id: NetworkId): void {
+    const network = this.#definitions.network(id) ?? this.#externals.get(id);
+    const space = this.#spaces.get(id);
+    if (network !== undefined && space === undefined) {
+      this.#addSpace(network);
+      this.#refreshVips();
+    }
+    if (network !== undefined || space === undefined || space.network.ingress) return;
+    this.#spaces.delete(id);
+    this.#networkList = undefined;
+    this.#replication.set(ringKey(id), undefined);
+    this.#allocator.abandon(id);
+  }
+
+  #addSpace(network: Network): void {
+    const space = new AddressSpace(network, this.#node);
+    this.#spaces.set(network.id, space);
+    this.#networkList = undefined;
+    if (space.ring !== undefined) this.#replication.set(ringKey(network.id), space.ring.hash);
+  }
+
+  #refreshVips(): void {
+    const vips = new Map<NetworkId, Map<number, string>>();
+    for (const service of this.#services()) {
+      for (const { network, vip } of service.networks) {
+        if (vip === undefined) continue;
+        const ofNetwork = vips.get(network) ?? new Map<number, string>();
+        vips.set(network, ofNetwork.set(ipv4ToNumber(vip), `service ${service.name}`));
+      }
+    }
+    for (const space of this.#spaces.values()) space.setVips(vips.get(space.network.id) ?? new Map());
+  }
+
+  #ringTouched(network: NetworkId, now: Instant): void {
+    const ring = this.#spaces.get(network)?.ring;
+    const key = ringKey(network);
+    if (ring === undefined || this.#replication.hashOf(key) === ring.hash) return;
+    this.#conflictsStale = true;
+    this.#replication.set(key, ring.hash);
+    this.#replication.spread(key, now);
+    this.#outbox.add({ type: "ring-changed", network });
+  }
+
+  // Ingress
+
+  /** Among members without a ring the smallest node id seeds one; should two do it, the older ring wins. */
+  #seedAmongMembers(now: Instant): void {
+    const others = this.#members.ids();
+    this.#seedAt = undefined;
+    if (this.#spaces.get(INGRESS.id)?.ring !== undefined || others.length === 0) return;
+    if (others.every((id) => this.#node < id)) this.#seedIngress([this.#node, ...others], now);
+    else this.#seedAt = after(now, SEED_RETRY_MS);
+  }
+
+  #seedIngress(seeds: readonly NodeId[], now: Instant): void {
+    const space = this.#spaces.get(INGRESS.id);
+    const started = this.#started;
+    if (space === undefined || space.ring !== undefined || started === undefined) return;
+    const seeded = Math.floor(started.unixSeconds + elapsed(started.at, now) / 1000);
+    space.learn(
+      seedRing(INGRESS.id, space.range, seeds.slice(0, MAX_RING_SEEDS), { seeded, seeder: this.#node }),
+    );
+    this.#outbox.saveFirst();
+    this.#touched.add(INGRESS.id);
+    this.#seedAt = undefined;
+    this.#allocator.retry(INGRESS.id, now);
+  }
+
+  /** This node and some members, among whom a new network's addresses are divided. */
+  #ringSeeds(): NodeId[] {
+    const others = this.#members.ids().filter((id) => this.#definitions.node(id)?.removed !== true);
+    return [this.#node, ...sample(this.#random, others, MAX_RING_SEEDS - 1).sort()];
+  }
+
+  // Conflicts
+
+  #blocked(now: Instant): Conflict | undefined {
+    if (this.#definitions.node(this.#node)?.removed === true) {
+      return {
+        type: "node-removed",
+        node: this.#node,
+        text: "this node was removed from the cluster; stop its agent, delete its data directory and start it again",
+      };
+    }
+    if ((this.#members.twinAt() ?? Infinity) > now) return undefined;
+    return {
+      type: "node-twin",
+      node: this.#node,
+      text: `another member has this node's id ${this.#node}: a data directory was copied; stop one of the two agents and delete its data directory`,
+    };
+  }
+
+  #findConflicts(now: Instant): void {
+    this.#conflictsStale = false;
+    const conflicts = definitionConflicts(this.#networks(), this.#services());
+    const blocked = this.#blocked(now);
+    if (blocked !== undefined) conflicts.push(blocked);
+    for (const space of this.#spaces.values()) conflicts.push(...addressConflicts(space, blocked !== undefined));
+    const keys = new Set<string>();
+    for (const conflict of conflicts) {
+      const key = conflictKey(conflict);
+      keys.add(key);
+      if (!this.#reported.has(key)) this.#outbox.add({ type: "conflict", conflict });
+    }
+    this.#conflicts = conflicts;
+    this.#reported = keys;
+  }
+
+  // Below: what the above is made of
+
+  #networks(): readonly Network[] {
+    return (this.#networkList ??= [...this.#spaces.values()]
+      .map((space) => space.network)
+      .sort(compareClaims));
+  }
+
+  #services(): readonly Service[] {
+    return (this.#serviceList ??= [...this.#definitions.all()]
+      .flatMap((definition) => (definition.kind === "service" ? [definition.value] : []))
+      .sort(compareClaims));
+  }
+
+  #item(key: string, now: Instant): Item | undefined {
+    const entry = this.#definitions.entry(key, now);
+    if (entry !== undefined) return { type: "entry", entry };
+    const ring = key.startsWith("ring/") ? this.#spaces.get(key.slice(5) as NetworkId)?.ring : undefined;
+    return ring && { type: "ring", ring: ring.ring };
+  }
+
+  #nameOf(id: NodeId): string {
+    return this.#members.shownNameOf(id) ?? this.#definitions.node(id)?.name ?? id.slice(0, 12);
+  }
+
+  #count(reason: string, by = 1): void {
+    this.#counters.set(reason, (this.#counters.get(reason) ?? 0) + by);
+  }
+
+  #restore(snapshot: Snapshot, now: Instant): void {
+    if (snapshot.node !== this.#node)
+      throw new DecodeError("state snapshot", 0, `it belongs to node ${snapshot.node}, not ${this.#node}`);
+    this.#definitions.witness(snapshot.clock);
+    this.#definitions.merge(snapshot.entries, now);
+    for (const network of snapshot.externals) this.#externals.set(network.id, network);
+    for (const [key] of this.#definitions.entries(now))
+      this.#replication.set(key, this.#definitions.hashOf(key));
+    for (const network of this.#externals.values()) this.#addSpace(network);
+    for (const definition of this.#definitions.all())
+      if (definition.kind === "network") this.#addSpace(definition.value);
+    for (const { network, ring, last, allocations } of snapshot.spaces) {
+      const space = this.#spaces.get(network);
+      if (space === undefined) continue;
+      if (ring !== undefined) space.learn(ring);
+      space.restore(
+        last,
+        // Virtual IPs of services that were never written.
+        allocations.filter(({ holder }) => {
+          const service = serviceOfHolder(holder.id);
+          return service === undefined || this.#definitions.service(service) !== undefined;
+        }),
+      );
+      if (space.ring !== undefined) this.#replication.set(ringKey(network), space.ring.hash);
+    }
+    this.#refreshVips();
+  }
+}
+
+function ringKey(network: NetworkId): string {
+  return `ring/${network}`;
+}
+
+/** Addresses that are not ours to give any more, and those that are a service's as well. */
+function* addressConflicts(space: AddressSpace, blocked: boolean): Iterable<Conflict> {
+  const { network } = space;
+  const conflict = (address: number, holder: AddressHolder, why: string): Conflict => {
+    const ip = ipv4FromNumber(address);
+    return {
+      type: "address",
+      network: network.id,
+      address: ip,
+      holder: holder.id,
+      text: `${holder.name} has ${ip} on ${network.name}, ${why}; attach it again to get another address`,
+    };
+  };
+  for (const { address, holder } of space.strays())
+    yield conflict(address, holder, blocked ? "which may be given to others" : "which belongs to another node now");
+  for (const { address, holder } of space.allocations()) {
+    const service = space.vipOwner(address);
+    if (service !== undefined && serviceOfHolder(holder.id) === undefined)
+      yield conflict(address, holder, `which is the virtual IP of ${service}`);
+  }
+}
+
+function withConflicts(network: Network, conflicts: readonly Conflict[] = []): NetworkView {
+  return { ...network, conflicts, disabled: conflicts.some(({ type }) => type === "vni") };
+}
+
+function groupBy<K, V>(items: readonly V[], keyOf: (item: V) => K | undefined): Map<K, V[]> {
+  const groups = new Map<K, V[]>();
+  for (const item of items) {
+    const key = keyOf(item);
+    if (key === undefined) continue;
+    const group = groups.get(key);
+    if (group === undefined) groups.set(key, [item]);
+    else group.push(item);
+  }
+  return groups;
+}
+
+/** An update's absent fields stay; `exactOptionalPropertyTypes` does not hold for values from JSON. */
+function definedOnly<T extends object>(value: T): T {
+  return Object.fromEntries(Object.entries(value).filter(([, field]) => field !== undefined)) as T;
+}
+
+function listText(names: readonly string[]): string {
+  return names.length <= 5 ? names.join(", ") : `${names.slice(0, 5).join(", ")} and ${names.length - 5} more`;
 }

@@ -1,0 +1,274 @@
+import { ByteWriter } from "../base/bytes.ts";
+import { sample, shuffle, type Random } from "../base/random.ts";
+import { after, earliest, type Instant } from "../base/time.ts";
+import type { NodeId, NodeName } from "../base/id.ts";
+import { encodeEntry, type Entry } from "../wire/state/entry.ts";
+import { BUCKETS, encodeStateMessage, type StateMessage } from "../wire/state/message.ts";
+import { encodeRing, type Ring } from "../wire/state/ring.ts";
+import { bucketOf, compareText } from "./definitions.ts";
+import type { Members } from "./members.ts";
+import type { Outbox } from "./outbox.ts";
+
+/** One replicated thing: an entry of the definitions or the ring of a network. */
+export type Item =
+  | { readonly type: "entry"; readonly entry: Entry }
+  | { readonly type: "ring"; readonly ring: Ring };
+
+export interface ReplicationOptions {
+  readonly node: NodeId;
+  readonly random: Random;
+  readonly members: Members;
+  readonly outbox: Outbox;
+  readonly gossipMs: number;
+  readonly gossipFanout: number;
+  readonly retransmitMultiplier: number;
+  readonly digestMs: number;
+  readonly packetBytes: number;
+  /** What to send for a key; undefined when it is gone. */
+  readonly item: (key: string, now: Instant) => Item | undefined;
+}
+
+/** Pages stay well below 1 MiB; one exchange is bounded, the next digest continues. */
+const PAGE_BYTES = 256 * 1024;
+const EXCHANGE_BYTES = 4 * 1024 * 1024;
+/** Between two exchanges we offer: many digests may differ at once after a join. */
+const EXCHANGE_PAUSE_MS = 300;
+/** Digests sent at once to members that have just joined, per digest interval. */
+const JOIN_DIGESTS = 2;
+const PACKETS_PER_ROUND = 4;
+/** More changes than this from one exchange reach others through their own digests. */
+export const FORWARD_LIMIT = 64;
+
+/**
+ * Spreads changes by gossip (packets to a few random members until told often enough) and repairs what was
+ * missed by digests (hashes in buckets to one random member, and an exchange of the buckets that differ).
+ */
+export class Replication {
+  readonly #options: ReplicationOptions;
+  readonly #hashes = new Map<string, number>();
+  readonly #buckets: { readonly keys: Set<string>; hash: number }[];
+  /** Keys to tell, with how often they were told. */
+  readonly #queue = new Map<string, number>();
+  #gossipAt: Instant | undefined;
+  #digestAt: Instant | undefined;
+  #joinDigests = 0;
+  #offerAt: Instant | undefined;
+
+  constructor(options: ReplicationOptions) {
+    this.#options = options;
+    this.#buckets = Array.from({ length: BUCKETS }, () => ({ keys: new Set(), hash: 0 }));
+  }
+
+  /** What we hold under `key` now; undefined: nothing. */
+  set(key: string, hash: number | undefined): void {
+    const bucket = this.#buckets[bucketOf(key, BUCKETS)];
+    if (bucket === undefined) return;
+    bucket.hash = (bucket.hash ^ (this.#hashes.get(key) ?? 0) ^ (hash ?? 0)) >>> 0;
+    if (hash === undefined) {
+      this.#hashes.delete(key);
+      bucket.keys.delete(key);
+    } else {
+      this.#hashes.set(key, hash);
+      bucket.keys.add(key);
+    }
+  }
+
+  hashOf(key: string): number | undefined {
+    return this.#hashes.get(key);
+  }
+
+  /** Tells the members about `key`, the first of them at once. */
+  spread(key: string, now: Instant): void {
+    if (this.#options.members.size === 0) return;
+    this.#queue.set(key, 0);
+    this.#gossipAt ??= now;
+  }
+
+  nextWakeup(): Instant | undefined {
+    if (this.#options.members.size === 0) return undefined;
+    return earliest(this.#queue.size > 0 ? this.#gossipAt : undefined, this.#digestAt);
+  }
+
+  /** Compares notes with a new member at once; a few of them, when many join together. */
+  joined(member: NodeId, now: Instant): void {
+    this.#digestAt ??= after(now, this.#options.digestMs);
+    if (this.#joinDigests >= JOIN_DIGESTS) return;
+    this.#joinDigests++;
+    this.#options.outbox.stream(member, this.#digest());
+  }
+
+  /** Gossips and sends the digest when due. Call at the end of every input: a change is then told at once. */
+  step(now: Instant): void {
+    const { members, digestMs, gossipMs, random, outbox } = this.#options;
+    if (members.size === 0) {
+      this.#queue.clear();
+      this.#digestAt = undefined;
+      return;
+    }
+    if (this.#gossipAt !== undefined && this.#gossipAt <= now) {
+      const told = this.#queue.size > 0;
+      if (told) this.#gossip(now);
+      // One quiet round resets the pace, so that the next change goes out at once.
+      this.#gossipAt = told ? after(now, gossipMs) : undefined;
+    }
+    this.#digestAt ??= after(now, digestMs);
+    if (this.#digestAt > now) return;
+    this.#digestAt = after(now, digestMs);
+    this.#joinDigests = 0;
+    const [to] = sample(random, members.names(), 1);
+    if (to !== undefined) outbox.add({ type: "send-packet", to, payload: encodeStateMessage(this.#digest()) });
+  }
+
+  onDigest(message: StateMessage & { readonly type: "digest" }, now: Instant): void {
+    const differing = this.#buckets.flatMap((bucket, index) =>
+      bucket.hash === message.buckets[index] ? [] : [index],
+    );
+    if (differing.length === 0 || (this.#offerAt !== undefined && this.#offerAt > now)) return;
+    this.#offerAt = after(now, EXCHANGE_PAUSE_MS);
+    this.#offer(message.sender, differing, now);
+  }
+
+  /** Sends back what the sender of the page lacks; call after its items were merged. */
+  onPage(
+    message: StateMessage & { readonly type: "page" },
+    theirs: ReadonlyMap<string, number>,
+    now: Instant,
+  ): void {
+    const keys: string[] = [];
+    for (const [index, bucket] of this.#buckets.entries()) {
+      if ((message.buckets & (1n << BigInt(index))) === 0n) continue;
+      for (const key of bucket.keys) {
+        if (compareText(key, message.after) <= 0) continue;
+        if (message.until !== undefined && compareText(key, message.until) > 0) continue;
+        if (theirs.get(key) !== this.#hashes.get(key)) keys.push(key);
+      }
+    }
+    for (const page of this.#pages(keys.sort(compareText), now))
+      this.#options.outbox.stream(message.sender, { type: "update", ...page.items });
+  }
+
+  #digest(): StateMessage {
+    return {
+      type: "digest",
+      sender: this.#options.node,
+      buckets: this.#buckets.map((bucket) => bucket.hash),
+    };
+  }
+
+  #offer(to: NodeId, differing: readonly number[], now: Instant): void {
+    let buckets = 0n;
+    let bytes = 0;
+    const keys: string[] = [];
+    // In random order, so that a bounded exchange gets everywhere in the end.
+    for (const index of shuffle(this.#options.random, [...differing])) {
+      if (bytes >= EXCHANGE_BYTES) break;
+      buckets |= 1n << BigInt(index);
+      for (const key of this.#buckets[index]?.keys ?? []) {
+        keys.push(key);
+        const item = this.#options.item(key, now);
+        if (item !== undefined) bytes += sizeOf(item);
+      }
+    }
+    let from = "";
+    const pages = this.#pages(keys.sort(compareText), now);
+    for (const [index, page] of pages.entries()) {
+      const isLast = index === pages.length - 1;
+      this.#options.outbox.stream(to, {
+        type: "page",
+        sender: this.#options.node,
+        buckets,
+        after: from,
+        ...(isLast ? {} : { until: page.until }),
+        ...page.items,
+      });
+      from = page.until;
+    }
+    if (pages.length > 0) return;
+    // Nothing to offer, but much to get.
+    this.#options.outbox.stream(to, {
+      type: "page",
+      sender: this.#options.node,
+      buckets,
+      after: "",
+      entries: [],
+      rings: [],
+    });
+  }
+
+  #pages(keys: readonly string[], now: Instant): Page[] {
+    const pages: Page[] = [];
+    let entries: Entry[] = [];
+    let rings: Ring[] = [];
+    let bytes = 0;
+    for (const [index, key] of keys.entries()) {
+      const item = this.#options.item(key, now);
+      if (item?.type === "entry") entries.push(item.entry);
+      else if (item?.type === "ring") rings.push(item.ring);
+      if (item !== undefined) bytes += sizeOf(item);
+      if (bytes < PAGE_BYTES && index < keys.length - 1) continue;
+      pages.push({ until: key, items: { entries, rings } });
+      entries = [];
+      rings = [];
+      bytes = 0;
+    }
+    return pages;
+  }
+
+  /** The least told changes, in as few packets as they need, to a few random members. */
+  #gossip(now: Instant): void {
+    const { members, random, gossipFanout, outbox } = this.#options;
+    const targets = sample(random, members.names(), gossipFanout);
+    const limit = this.#options.retransmitMultiplier * Math.ceil(Math.log10(members.size + 2));
+    const queue = [...this.#queue].sort((a, b) => a[1] - b[1]);
+    const packets: { entries: Entry[]; rings: Ring[]; bytes: number }[] = [];
+    for (const [key, told] of queue) {
+      const item = this.#options.item(key, now);
+      if (item === undefined) {
+        this.#queue.delete(key);
+        continue;
+      }
+      const size = sizeOf(item);
+      if (size + ENVELOPE_BYTES > this.#options.packetBytes) {
+        // Too large for a packet: a definition goes by stream, once; a ring waits for the digests.
+        this.#queue.delete(key);
+        if (item.type === "entry") this.#streamTo(targets, item.entry);
+        continue;
+      }
+      let packet = packets.at(-1);
+      if (packet === undefined || packet.bytes + size > this.#options.packetBytes) {
+        if (packets.length === PACKETS_PER_ROUND) break;
+        packet = { entries: [], rings: [], bytes: ENVELOPE_BYTES };
+        packets.push(packet);
+      }
+      packet.bytes += size;
+      if (item.type === "entry") packet.entries.push(item.entry);
+      else packet.rings.push(item.ring);
+      if (told + targets.length >= limit) this.#queue.delete(key);
+      else this.#queue.set(key, told + targets.length);
+    }
+    for (const { entries, rings } of packets) {
+      const payload = encodeStateMessage({ type: "update", entries, rings });
+      for (const to of targets) outbox.add({ type: "send-packet", to, payload });
+    }
+  }
+
+  #streamTo(targets: readonly NodeName[], entry: Entry): void {
+    const payload = encodeStateMessage({ type: "update", entries: [entry], rings: [] });
+    for (const to of targets) this.#options.outbox.add({ type: "send-stream", to, payload });
+  }
+}
+
+interface Page {
+  readonly until: string;
+  readonly items: { readonly entries: readonly Entry[]; readonly rings: readonly Ring[] };
+}
+
+/** Message, version, kind and the two list lengths. */
+const ENVELOPE_BYTES = 16;
+
+function sizeOf(item: Item): number {
+  const out = new ByteWriter();
+  if (item.type === "entry") encodeEntry(item.entry, out);
+  else encodeRing(item.ring, out);
+  return out.length;
+}
