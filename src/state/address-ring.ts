@@ -95,14 +95,19 @@ export class AddressRing {
     if (address < this.range.first || address >= this.range.end) return undefined;
     const index = this.#indexOf(address);
     const entry = this.#ring.entries[index];
-    return entry && { entry, first: entry.start, end: this.#ring.entries[index + 1]?.start ?? this.range.end };
+    return (
+      entry && { entry, first: entry.start, end: this.#ring.entries[index + 1]?.start ?? this.range.end }
+    );
   }
 
   /** Gives a part of one range of `from` to `to`; false when the ring is too fragmented to be split further. */
   give(part: AddressRange, from: NodeId, to: NodeId): boolean {
     const source = this.find(part.first);
     assert(source !== undefined && source.entry.owner === from, `gives ${part.first}, which is not its own`);
-    assert(part.end > part.first && part.end <= source.end, `gives ${part.first}…${part.end} beyond its range`);
+    assert(
+      part.end > part.first && part.end <= source.end,
+      `gives ${part.first}…${part.end} beyond its range`,
+    );
     if (this.#ring.entries.length + 2 > MAX_RING_ENTRIES) return false;
     const version = source.entry.version + 1;
     const replaced: RingEntry[] = [];

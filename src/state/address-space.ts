@@ -184,8 +184,7 @@ export class AddressSpace {
   *#used(): Iterable<number> {
     yield this.#gateway;
     yield* this.#allocations.keys();
-    for (const vip of this.#vips.keys())
-      if (!this.#allocations.has(vip) && vip !== this.#gateway) yield vip;
+    for (const vip of this.#vips.keys()) if (!this.#allocations.has(vip) && vip !== this.#gateway) yield vip;
   }
 
   *#freeRuns(): Iterable<AddressRange> {

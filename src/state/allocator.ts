@@ -1,13 +1,6 @@
 import { NetError } from "../base/error.ts";
 import type { NetworkId, NodeId } from "../base/id.ts";
-import {
-  formatCidr,
-  ipv4FromNumber,
-  ipv4ToNumber,
-  isIpv4,
-  subnetContains,
-  type IpAddr,
-} from "../base/ip.ts";
+import { formatCidr, ipv4FromNumber, ipv4ToNumber, isIpv4, subnetContains, type IpAddr } from "../base/ip.ts";
 import { randomInt, type Random } from "../base/random.ts";
 import { after, earliest, type Instant } from "../base/time.ts";
 import type { StateMessage } from "../wire/state/message.ts";
@@ -27,8 +20,7 @@ export interface Want {
 }
 
 export type WantOutcome =
-  | { readonly want: Want; readonly address: IpAddr }
-  | { readonly want: Want; readonly error: NetError };
+  { readonly want: Want; readonly address: IpAddr } | { readonly want: Want; readonly error: NetError };
 
 export interface AllocatorOptions {
   readonly node: NodeId;
@@ -250,7 +242,8 @@ export class Allocator {
       return this.#settle(want, address);
     }
     if (space.ring === undefined) return;
-    if (![...this.#asks.values()].some((ask) => ask.want?.id === want.id)) this.#ask(space, want, new Map(), now);
+    if (![...this.#asks.values()].some((ask) => ask.want?.id === want.id))
+      this.#ask(space, want, new Map(), now);
   }
 
   /** Asks the next owner, best first; fails what waits for it when there is none left to ask. */
@@ -344,7 +337,9 @@ export class Allocator {
       if (owner === node) return `this node owns ${size}, all in use`;
       const said =
         tried.get(owner) ??
-        (members.nameOf(owner) === undefined ? `is away and had ${free} free: start it or netctl node rm it` : "was not asked");
+        (members.nameOf(owner) === undefined
+          ? `is away and had ${free} free: start it or netctl node rm it`
+          : "was not asked");
       return `${nameOf(owner)} owns ${size} and ${said}`;
     });
     if (owners.size > texts.length) texts.push(`${owners.size - texts.length} more owners`);

@@ -11,8 +11,7 @@ import type { Outbox } from "./outbox.ts";
 
 /** One replicated thing: an entry of the definitions or the ring of a network. */
 export type Item =
-  | { readonly type: "entry"; readonly entry: Entry }
-  | { readonly type: "ring"; readonly ring: Ring };
+  { readonly type: "entry"; readonly entry: Entry } | { readonly type: "ring"; readonly ring: Ring };
 
 export interface ReplicationOptions {
   readonly node: NodeId;
@@ -116,7 +115,8 @@ export class Replication {
     this.#digestAt = after(now, digestMs);
     this.#joinDigests = 0;
     const [to] = sample(random, members.names(), 1);
-    if (to !== undefined) outbox.add({ type: "send-packet", to, payload: encodeStateMessage(this.#digest()) });
+    if (to !== undefined)
+      outbox.add({ type: "send-packet", to, payload: encodeStateMessage(this.#digest()) });
   }
 
   onDigest(message: StateMessage & { readonly type: "digest" }, now: Instant): void {

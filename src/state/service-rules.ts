@@ -150,16 +150,10 @@ function checkPort(spec: ServiceSpec, port: PortSpec): PublishedPort {
 
 function checkPorts(spec: ServiceSpec, ports: readonly PublishedPort[], others: readonly Service[]): void {
   if (ports.length > MAX_SERVICE_PORTS)
-    throw new NetError(
-      "service-too-large",
-      `service ${spec.name}: more than ${MAX_SERVICE_PORTS} ports`,
-    );
+    throw new NetError("service-too-large", `service ${spec.name}: more than ${MAX_SERVICE_PORTS} ports`);
   for (const [index, port] of ports.entries()) {
     if (ports.slice(0, index).some((earlier) => portsCollide(earlier, port)))
-      throw new NetError(
-        "port-published",
-        `service ${spec.name}: port ${portText(port)} is given twice`,
-      );
+      throw new NetError("port-published", `service ${spec.name}: port ${portText(port)} is given twice`);
     for (const other of others) {
       const claim = other.ports.find((candidate) => portsCollide(candidate, port));
       if (claim === undefined) continue;

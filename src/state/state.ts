@@ -578,7 +578,10 @@ export class State {
       service.networks.some((attachment) => attachment.network === network.id),
     );
     if (services.length > 0)
-      refuse("network-in-use", `service ${listText(services.map(({ name }) => name))} is on it; remove it first`);
+      refuse(
+        "network-in-use",
+        `service ${listText(services.map(({ name }) => name))} is on it; remove it first`,
+      );
     if (input.endpoints.length > 0)
       refuse("network-in-use", `endpoint ${listText(input.endpoints)} is on it; detach it first`);
     if (this.#externals.delete(network.id)) {
@@ -608,7 +611,10 @@ export class State {
     const network = this.findNetwork(input.network);
     const holder = { id: input.holder.id, name: printable(input.holder.name) };
     if (holder.id === "" || utf8(holder.id).length > 128)
-      throw new NetError("holder-invalid", `give an address on ${network.name}: a holder id has 1 to 128 bytes`);
+      throw new NetError(
+        "holder-invalid",
+        `give an address on ${network.name}: a holder id has 1 to 128 bytes`,
+      );
     if (network.disabled) {
       const why = network.conflicts.find((conflict) => conflict.type === "vni")?.text ?? "";
       throw new NetError("network-disabled", `give ${holder.name} an address on ${network.name}: ${why}`);
@@ -686,7 +692,11 @@ export class State {
     const spec =
       job.mode.type === "create"
         ? job.mode.spec
-        : { ...(previous && specOf(previous)), ...definedOnly(job.mode.spec), name: job.mode.spec.name ?? previous?.name ?? "" };
+        : {
+            ...(previous && specOf(previous)),
+            ...definedOnly(job.mode.spec),
+            name: job.mode.spec.name ?? previous?.name ?? "",
+          };
     let service = makeService(job.id, spec, previous, {
       services: this.#services(),
       networks: this.#networks(),
@@ -841,7 +851,8 @@ export class State {
     const conflicts = definitionConflicts(this.#networks(), this.#services());
     const blocked = this.#blocked(now);
     if (blocked !== undefined) conflicts.push(blocked);
-    for (const space of this.#spaces.values()) conflicts.push(...addressConflicts(space, blocked !== undefined));
+    for (const space of this.#spaces.values())
+      conflicts.push(...addressConflicts(space, blocked !== undefined));
     const keys = new Set<string>();
     for (const conflict of conflicts) {
       const key = conflictKey(conflict);
@@ -928,7 +939,11 @@ function* addressConflicts(space: AddressSpace, blocked: boolean): Iterable<Conf
     };
   };
   for (const { address, holder } of space.strays())
-    yield conflict(address, holder, blocked ? "which may be given to others" : "which belongs to another node now");
+    yield conflict(
+      address,
+      holder,
+      blocked ? "which may be given to others" : "which belongs to another node now",
+    );
   for (const { address, holder } of space.allocations()) {
     const service = space.vipOwner(address);
     if (service !== undefined && serviceOfHolder(holder.id) === undefined)
@@ -958,5 +973,7 @@ function definedOnly<T extends object>(value: T): T {
 }
 
 function listText(names: readonly string[]): string {
-  return names.length <= 5 ? names.join(", ") : `${names.slice(0, 5).join(", ")} and ${names.length - 5} more`;
+  return names.length <= 5
+    ? names.join(", ")
+    : `${names.slice(0, 5).join(", ")} and ${names.length - 5} more`;
 }

@@ -54,7 +54,9 @@ export function encodeSnapshot(snapshot: Snapshot): Uint8Array {
   writeText(out, snapshot.node);
   writeVarint(out, snapshot.clock);
   writeList(out, snapshot.entries, (entry) => encodeEntry(entry, out));
-  writeList(out, snapshot.externals, (value) => writeBytes(out, encodeDefinition({ kind: "network", value })));
+  writeList(out, snapshot.externals, (value) =>
+    writeBytes(out, encodeDefinition({ kind: "network", value })),
+  );
   writeList(out, snapshot.spaces, (space) => {
     writeText(out, space.network);
     writeOptional(out, space.ring, (ring) => encodeRing(ring, out));
