@@ -2,6 +2,7 @@
 
 import { spawn, type ChildProcess } from "node:child_process";
 import { closeSync, openSync, readFileSync } from "node:fs";
+import { processIdentity } from "./teardown.ts";
 
 /** A command that ends: exit code and everything it wrote. */
 export type CommandResult = {
@@ -104,7 +105,12 @@ export class Background {
   }
 
   get running(): boolean {
-    return this.#child.exitCode === null && this.#child.signalCode === null;
+    // Node hears of an end later than it happens; /proc knows.
+    return (
+      this.#child.exitCode === null &&
+      this.#child.signalCode === null &&
+      processIdentity(this.pid) !== undefined
+    );
   }
 
   /** Everything written so far. */

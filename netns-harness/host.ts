@@ -6,7 +6,7 @@ import { join } from "node:path";
 import { mustSucceed, type Background, type CommandOptions, type CommandResult } from "./command.ts";
 import { DIST, Place } from "./place.ts";
 import type { LabMark } from "./teardown.ts";
-import { waitFor } from "./wait.ts";
+import { Hopeless, waitFor } from "./wait.ts";
 
 const AGENT = join(DIST, "src/agent/main.js");
 const NETCTL = join(DIST, "src/cli/main.js");
@@ -85,7 +85,7 @@ export class Host extends Place {
       withinMs: START_PATIENCE_MS,
       everyMs: 20,
       until: (answers) => {
-        if (!agent.running) throw new Error(`it ended:\n${lastLines(this.log(), 20)}`);
+        if (!agent.running) throw new Hopeless(`it ended:\n${lastLines(this.log(), 20)}`);
         return answers;
       },
     });
@@ -102,6 +102,11 @@ export class Host extends Place {
   /** Kills the agent as a crash would: nothing is said, nothing is cleaned up. */
   async crash(): Promise<void> {
     await this.agent.stop("SIGKILL");
+  }
+
+  /** Resolves when the agent's process is gone, for agents somebody else killed. */
+  async agentEnded(): Promise<void> {
+    await this.#agent?.exited;
   }
 
   /** SIGTERM: leaves the cluster gracefully. Resolves with the exit code. */

@@ -5,7 +5,7 @@ import { basename, dirname, join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 import { Background, mustSucceed, runCommand, type CommandOptions, type CommandResult } from "./command.ts";
 import { LAB_VARIABLE, type LabMark } from "./teardown.ts";
-import { waitFor } from "./wait.ts";
+import { Hopeless, waitFor } from "./wait.ts";
 
 /** The compiled project: dist/. */
 export const DIST = resolve(dirname(fileURLToPath(import.meta.url)), "..");
@@ -57,9 +57,9 @@ export class Place {
     return Background.start(this.#inside(argv), { ...this.environment(), ...env }, outputFile);
   }
 
-  /** True when `address` answers a ping within a second; five are sent. */
+  /** True when `address` answers a ping within two seconds; ten are sent. */
   async pings(address: string): Promise<boolean> {
-    const { code } = await this.exec(["ping", "-n", "-q", "-c", "1", "-i", "0.2", "-w", "1", address]);
+    const { code } = await this.exec(["ping", "-n", "-q", "-c", "1", "-i", "0.2", "-w", "2", address]);
     return code === 0;
   }
 
@@ -147,7 +147,7 @@ export async function started(process: Background, mark: string): Promise<void> 
     withinMs: START_PATIENCE_MS,
     until: (output) => {
       if (output.includes(mark)) return true;
-      if (!process.running) throw new Error(`it ended; it wrote: ${output.trim()}`);
+      if (!process.running) throw new Hopeless(`it ended; it wrote: ${output.trim()}`);
       return false;
     },
     everyMs: 20,
