@@ -37,6 +37,8 @@ export function allAnsweredBy(answers: Answers): string[] | undefined {
 export type FoundLink = {
   /** `host`, or the file name of the pinned namespace. */
   readonly where: string;
+  /** The namespace, for nsenter. */
+  readonly path: string;
   readonly name: string;
   readonly kind: string;
   readonly vni?: number;
@@ -52,7 +54,7 @@ export async function overlayLinks(host: Host): Promise<FoundLink[]> {
       if (link.ifname === "lo" || (where === "host" && link.ifname === "eth0")) continue;
       const kind = link.linkinfo?.info_kind ?? "";
       const vni = link.linkinfo?.info_data?.id;
-      found.push({ where, name: link.ifname, kind, ...(vni === undefined ? {} : { vni }) });
+      found.push({ where, path, name: link.ifname, kind, ...(vni === undefined ? {} : { vni }) });
     }
   }
   return found;

@@ -75,14 +75,26 @@ export class Place {
     return code === 0 ? stdout.trim() : undefined;
   }
 
+  /** One of `programs/` in the background. */
+  spawnProgram(name: string, ...args: string[]): Background {
+    return this.spawn(program(name, ...args), {}, this.#nextOutputFile(name));
+  }
+
+  /** One of the servers in `programs/`; resolves when it listens. */
+  async serve(name: string, ...args: string[]): Promise<Background> {
+    const server = this.spawnProgram(name, ...args);
+    await started(server, "listening on");
+    return server;
+  }
+
   /** An HTTP server that answers `name client-address`; resolves when it listens. */
   serveHttp(port: number, name: string = this.name): Promise<Background> {
-    return this.#serve(program("http-server", name, String(port)));
+    return this.serve("http-server", name, String(port));
   }
 
   /** A UDP server that answers `name client-address text`; resolves when it listens. */
   serveUdp(port: number, name: string = this.name): Promise<Background> {
-    return this.#serve(program("udp-server", name, String(port)));
+    return this.serve("udp-server", name, String(port));
   }
 
   /** Captures on an interface; resolves when tcpdump listens. `filter` in tcpdump's language. */
@@ -94,13 +106,7 @@ export class Place {
 
   /** What every process of this place finds in its environment. */
   protected environment(): NodeJS.ProcessEnv {
-    return { [LAB_VARIABLE]: this.lab.folder };
-  }
-
-  async #serve(argv: [string, ...string[]]): Promise<Background> {
-    const server = this.spawn(argv);
-    await started(server, "listening on");
-    return server;
+    return { [LAB_VARIABLE]: this.folder };
   }
 
   #nextOutputFile(program: string): string {

@@ -1,7 +1,8 @@
 import assert from "node:assert/strict";
 import { spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
-import { existsSync, readdirSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
 import { test } from "node:test";
 import type { Host } from "../host.ts";
 import { Lab } from "../lab.ts";
@@ -46,7 +47,7 @@ scenario("a cut host hears nothing and keeps its link; an unplugged one loses it
   lab.setPlugged(node2, false);
   assert.doesNotMatch(await node2.run("ip", "link", "show", "eth0"), /LOWER_UP/);
   lab.setPlugged(node2, true);
-  assert.ok(await node1.pings(node2.address));
+  await waitFor("node2 to answer again", () => node1.pings(node2.address), { withinMs: 5_000 });
 });
 
 scenario("loss drops about the share asked for", async (lab) => {
@@ -102,10 +103,27 @@ scenario("a capture shows the frames that crossed a link", async (lab) => {
 });
 
 scenario("a sandbox has loopback and nothing else", async (lab) => {
-  const sandbox = lab.sandbox("box");
+  const sandbox = lab.sandbox(lab.host("node1", "192.168.1.104"), "box");
   assert.equal((await sandbox.run("ip", "-brief", "link")).trim().split("\n").length, 1);
   assert.ok(await sandbox.pings("127.0.0.1"));
 });
+
+scenario(
+  "a power failure takes processes and sandboxes, spares files and other hosts, and ends",
+  async (lab) => {
+    const [node1, node2] = twoHosts(lab);
+    const server = await node1.serveHttp(80);
+    const box = lab.sandbox(node1, "box");
+    writeFileSync(join(node1.dataFolder, "file"), "kept");
+    lab.powerOff(node1);
+    await server.exited;
+    assert.ok(!existsSync(node1.netnsPath) && !existsSync(box.netnsPath));
+    assert.ok(await node2.pings("127.0.0.1"));
+    lab.powerOn(node1);
+    assert.ok(await node2.pings(node1.address));
+    assert.equal(readFileSync(join(node1.dataFolder, "file"), "utf8"), "kept");
+  },
+);
 
 test("the end of a lab leaves no namespace, process, mount or file, also after an exception", async () => {
   const before = machineState();
