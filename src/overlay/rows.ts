@@ -1,7 +1,7 @@
 /** The rows an endpoint of this node has in the gossiped tables, and what rows of others mean. */
 import { bytesEqual } from "../base/bytes.ts";
 import { DecodeError } from "../base/error.ts";
-import { endpointId, type EndpointId, type NetworkId, type NodeName, type ServiceId } from "../base/id.ts";
+import { type EndpointId, type NetworkId, type NodeName, type ServiceId } from "../base/id.ts";
 import type { IpAddr } from "../base/ip.ts";
 import type { MacAddr } from "../base/mac.ts";
 import type { RowView } from "../networkdb/networkdb.ts";
@@ -113,7 +113,7 @@ export function* remotePeers(rows: Iterable<RowView>, self: NodeName): Iterable<
     const record = peerRecordOf(row);
     if (record === undefined) continue;
     yield {
-      endpoint: endpointId(row.key),
+      endpoint: row.key as EndpointId,
       ip: record.endpointIp.ip,
       prefixLength: record.endpointIp.prefixLength,
       mac: record.endpointMac,
