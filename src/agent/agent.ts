@@ -7,7 +7,13 @@ import { macFromIpv4 } from "../base/mac.ts";
 import type { Random } from "../base/random.ts";
 import type { Instant } from "../base/time.ts";
 import type { Dataplane } from "../kernel/dataplane.ts";
-import { desiredOverlay, overlayMtu, type DesiredOverlay, type LinkKind, type OverlayNetwork } from "../overlay/desired.ts";
+import {
+  desiredOverlay,
+  overlayMtu,
+  type DesiredOverlay,
+  type LinkKind,
+  type OverlayNetwork,
+} from "../overlay/desired.ts";
 import { INGRESS_HOST_LINK } from "../overlay/naming.ts";
 import { formatStep } from "../overlay/plan.ts";
 import {
@@ -115,7 +121,8 @@ export class Agent {
     const view = this.loop.node.state.network(network);
     const vtep = this.config.dataPathAddrs[0] ?? this.config.advertise.ip;
     return desiredOverlay({
-      network: view === undefined ? goneNetwork(network, this.config.dataPathPort) : this.overlayNetwork(view),
+      network:
+        view === undefined ? goneNetwork(network, this.config.dataPathPort) : this.overlayNetwork(view),
       linkKind: this.#parts.linkKind,
       vtep,
       ownVteps: this.config.dataPathAddrs,
@@ -162,36 +169,63 @@ export class Agent {
         this.reconciler.markDirty(effect.network);
         return this.#notify();
       case "refused":
-        this.log.warn({ network: effect.network, table: effect.table, key: effect.key }, `tables: ${effect.input} refused: ${effect.reason}`);
+        this.log.warn(
+          { network: effect.network, table: effect.table, key: effect.key },
+          `tables: ${effect.input} refused: ${effect.reason}`,
+        );
         return;
       case "member-joined":
         this.#heard = true;
-        this.log.info({ address: formatSocketAddr(effect.member.address) }, `${this.shownName(effect.member.name)} joined`);
+        this.log.info(
+          { address: formatSocketAddr(effect.member.address) },
+          `${this.shownName(effect.member.name)} joined`,
+        );
         this.event("member-joined", this.shownName(effect.member.name), describe(effect.member));
         return this.refresh();
       case "member-left":
-        this.log.info({}, `${this.shownName(effect.member.name)} is gone: ${leaveText(effect.reason, (name) => this.shownName(name))}`);
-        this.event("member-left", this.shownName(effect.member.name), leaveText(effect.reason, (name) => this.shownName(name)));
+        this.log.info(
+          {},
+          `${this.shownName(effect.member.name)} is gone: ${leaveText(effect.reason, (name) => this.shownName(name))}`,
+        );
+        this.event(
+          "member-left",
+          this.shownName(effect.member.name),
+          leaveText(effect.reason, (name) => this.shownName(name)),
+        );
         return this.refresh();
       case "member-updated":
         this.event("member-updated", this.shownName(effect.member.name), describe(effect.member));
         return this.refresh();
       case "member-suspected":
-        this.event("member-suspected", this.shownName(effect.member.name), `accused by ${this.shownName(effect.accuser)}`);
+        this.event(
+          "member-suspected",
+          this.shownName(effect.member.name),
+          `accused by ${this.shownName(effect.accuser)}`,
+        );
         return this.#notify();
       case "member-recovered":
         this.event("member-recovered", this.shownName(effect.member.name), "it refuted");
         return this.#notify();
       case "member-conflict":
         this.log.warn({}, `somebody else claims the member name ${effect.member.name}`);
-        this.event("member-conflict", effect.member.name, `claimed also by incarnation ${effect.claim.incarnation}`);
+        this.event(
+          "member-conflict",
+          effect.member.name,
+          `claimed also by incarnation ${effect.claim.incarnation}`,
+        );
         return;
       case "state":
         return this.#handleState(effect.effect);
       case "question":
         this.onQuestion(effect.question.body).then(
-          (body) => this.loop.step({ type: "answer-peer", question: effect.question, body: { result: body } }),
-          (error: unknown) => this.loop.step({ type: "answer-peer", question: effect.question, body: { error: errorText(error) } }),
+          (body) =>
+            this.loop.step({ type: "answer-peer", question: effect.question, body: { result: body } }),
+          (error: unknown) =>
+            this.loop.step({
+              type: "answer-peer",
+              question: effect.question,
+              body: { error: errorText(error) },
+            }),
         );
         return;
       case "left":
@@ -203,7 +237,8 @@ export class Agent {
   }
 
   /** Answers another netagent's question; set by whoever knows the questions. */
-  onQuestion: (body: unknown) => Promise<unknown> = () => Promise.reject(new NetError("unknown-question", "not understood"));
+  onQuestion: (body: unknown) => Promise<unknown> = () =>
+    Promise.reject(new NetError("unknown-question", "not understood"));
   onLeft: () => void = () => undefined;
 
   /** Derives everything anew from definitions, endpoints and members. */
@@ -240,7 +275,8 @@ export class Agent {
       holder: { id, name: parts.name === "" ? id.slice(0, 12) : parts.name },
       ...(wanted === undefined ? {} : { address: wanted }),
     });
-    if (result.type !== "address") throw new NetError("internal", `allocate on ${network.name}: unexpected ${result.type}`);
+    if (result.type !== "address")
+      throw new NetError("internal", `allocate on ${network.name}: unexpected ${result.type}`);
     const { ip, prefixLength } = result.address;
     return { ...parts, id, network: network.id, ip, prefixLength, mac: macFromIpv4(ip) };
   }
@@ -254,7 +290,10 @@ export class Agent {
     this.reconciler.markDirty(record.network);
     // The address may be given to somebody else only when no interface here has it any more.
     await this.reconciler.settled(record.network, timeoutMs).catch((error: unknown) => {
-      this.log.warn({ network: this.networkName(record.network) }, `endpoint ${record.name}: ${errorText(error)}`);
+      this.log.warn(
+        { network: this.networkName(record.network) },
+        `endpoint ${record.name}: ${errorText(error)}`,
+      );
     });
     await this.loop.request({ type: "release", network: record.network, address: record.ip });
   }
@@ -266,7 +305,9 @@ export class Agent {
 
   /** The service an endpoint backs, if it still exists. */
   serviceOf(record: EndpointRecord): ServiceView | undefined {
-    return record.service === undefined ? undefined : this.loop.node.state.services().find((service) => service.id === record.service);
+    return record.service === undefined
+      ? undefined
+      : this.loop.node.state.services().find((service) => service.id === record.service);
   }
 
   isDisabled(record: EndpointRecord): boolean {
@@ -333,7 +374,9 @@ export class Agent {
   async #ensureIngress(): Promise<void> {
     const ingress = this.loop.node.state.network(INGRESS.id);
     if (ingress === undefined) return;
-    const publishing = this.loop.node.state.services().filter((service) => service.ports.some((port) => port.mode === "ingress"));
+    const publishing = this.loop.node.state
+      .services()
+      .filter((service) => service.ports.some((port) => port.mode === "ingress"));
     const leg = this.endpoints.ingressLeg();
     if (publishing.length > 0 && leg === undefined) {
       await this.#addLeg(ingress, {
@@ -347,7 +390,11 @@ export class Agent {
     const ids = new Set(publishing.map((service) => service.id));
     for (const record of this.endpoints.all()) {
       const backs = record.kind === "user" && record.service !== undefined && ids.has(record.service);
-      if (backs && !this.endpoints.leaving.has(record.id) && this.endpoints.backendLeg(record.id) === undefined) {
+      if (
+        backs &&
+        !this.endpoints.leaving.has(record.id) &&
+        this.endpoints.backendLeg(record.id) === undefined
+      ) {
         await this.#addLeg(ingress, {
           kind: "backend-leg",
           parent: record.id,
@@ -358,13 +405,17 @@ export class Agent {
           ...(record.service === undefined ? {} : { service: record.service }),
         });
       }
-      const orphan = record.kind === "backend-leg" && (record.service === undefined || !ids.has(record.service));
+      const orphan =
+        record.kind === "backend-leg" && (record.service === undefined || !ids.has(record.service));
       if (orphan) await this.drop(record, 5_000);
     }
     if (publishing.length === 0 && leg !== undefined) await this.drop(leg, 5_000);
   }
 
-  async #addLeg(ingress: NetworkView, parts: Omit<EndpointRecord, "id" | "network" | "ip" | "prefixLength" | "mac">): Promise<void> {
+  async #addLeg(
+    ingress: NetworkView,
+    parts: Omit<EndpointRecord, "id" | "network" | "ip" | "prefixLength" | "mac">,
+  ): Promise<void> {
     const record = await this.allocate(ingress, parts);
     const gone = parts.parent !== undefined && this.endpoints.get(parts.parent) === undefined;
     if (this.#closed || gone) {
@@ -398,7 +449,8 @@ export class Agent {
         .map((one) => one.network),
     );
     for (const network of this.endpoints.networks()) {
-      if (!attached.has(network)) this.loop.step({ type: "networkdb", input: { type: "join-network", network } });
+      if (!attached.has(network))
+        this.loop.step({ type: "networkdb", input: { type: "join-network", network } });
     }
   }
 
@@ -419,7 +471,8 @@ export class Agent {
   #ownEndpoint(record: EndpointRecord): OwnEndpoint {
     const service = this.serviceOf(record);
     const vip = service?.networks.find((one) => one.network === record.network)?.vip;
-    const ingressPorts = record.kind === "backend-leg" ? (service?.ports.filter((port) => port.mode === "ingress") ?? []) : [];
+    const ingressPorts =
+      record.kind === "backend-leg" ? (service?.ports.filter((port) => port.mode === "ingress") ?? []) : [];
     return {
       id: record.id,
       network: record.network,
@@ -428,7 +481,9 @@ export class Agent {
       ip: record.ip,
       prefixLength: record.prefixLength,
       mac: record.mac,
-      ...(service === undefined ? {} : { service: { id: service.id, name: service.name, ...(vip === undefined ? {} : { vip }) } }),
+      ...(service === undefined
+        ? {}
+        : { service: { id: service.id, name: service.name, ...(vip === undefined ? {} : { vip }) } }),
       ports: ingressPorts.map((port) => ({
         name: "",
         protocol: port.protocol,
@@ -448,7 +503,10 @@ export class Agent {
 
   #mayPrune(network: NetworkId): boolean {
     const heldFor = this.loop.now() - this.startedAt;
-    return heldFor > PRUNE_HOLD_MS || (this.#heard && (this.#inSync.has(network) || !this.endpoints.networks().has(network)));
+    return (
+      heldFor > PRUNE_HOLD_MS ||
+      (this.#heard && (this.#inSync.has(network) || !this.endpoints.networks().has(network)))
+    );
   }
 }
 
@@ -460,7 +518,17 @@ export function systemRandom(): Random {
 /** Stands in for a network whose definition is gone: nothing of it is desired. */
 function goneNetwork(id: NetworkId, dataPathPort: number): OverlayNetwork {
   const { vni, subnet, gateway } = INGRESS;
-  return { id, name: id.slice(0, 12), vni, subnet, gateway, mtu: 1450, dataPathPort, internal: false, encrypted: false };
+  return {
+    id,
+    name: id.slice(0, 12),
+    vni,
+    subnet,
+    gateway,
+    mtu: 1450,
+    dataPathPort,
+    internal: false,
+    encrypted: false,
+  };
 }
 
 function describe(member: Member): string {
@@ -486,6 +554,7 @@ function leaveText(reason: LeaveReason, shown: (name: string) => string): string
 
 /** Addresses others may be reached at, remembered for the next start. */
 export function aliveAddresses(members: Iterable<Member>, self: string): SocketAddr[] {
-  return [...members].filter((member) => member.name !== self && member.state === "alive").map((member) => member.address);
+  return [...members]
+    .filter((member) => member.name !== self && member.state === "alive")
+    .map((member) => member.address);
 }
-

@@ -3,7 +3,12 @@ import { NetError } from "../base/error.ts";
 import type { NodeName } from "../base/id.ts";
 import type { SocketAddr } from "../base/ip.ts";
 import type { Instant } from "../base/time.ts";
-import { GossipNode, type GossipEffect, type GossipInput, type GossipNodeOptions } from "../cluster/gossip-node.ts";
+import {
+  GossipNode,
+  type GossipEffect,
+  type GossipInput,
+  type GossipNodeOptions,
+} from "../cluster/gossip-node.ts";
 import type { StateRequest, StateResult } from "../state/request.ts";
 import { Clock } from "../transport/clock.ts";
 import { GossipTransport } from "../transport/gossip-transport.ts";
@@ -12,7 +17,17 @@ import type { Config } from "./config.ts";
 /** Effects left for the agent: those that are neither the transport's nor an answer somebody waits for. */
 export type AgentEffect = Exclude<
   GossipEffect,
-  { type: "send-packet" | "open-stream" | "write-stream" | "close-stream" | "join-result" | "join-done" | "answered" | "unanswered" }
+  {
+    type:
+      | "send-packet"
+      | "open-stream"
+      | "write-stream"
+      | "close-stream"
+      | "join-result"
+      | "join-done"
+      | "answered"
+      | "unanswered";
+  }
 >;
 
 export interface JoinResult {
@@ -39,9 +54,15 @@ export class GossipLoop {
   readonly #queue: GossipInput[] = [];
   #stepping = false;
   #nextRequest = 1;
-  readonly #stateRequests = new Map<number, { resolve: (result: StateResult) => void; reject: (error: NetError) => void }>();
+  readonly #stateRequests = new Map<
+    number,
+    { resolve: (result: StateResult) => void; reject: (error: NetError) => void }
+  >();
   readonly #joins = new Map<number, { results: JoinResult[]; resolve: (results: JoinResult[]) => void }>();
-  readonly #calls = new Map<number, { resolve: (body: unknown) => void; reject: (error: NetError) => void }>();
+  readonly #calls = new Map<
+    number,
+    { resolve: (body: unknown) => void; reject: (error: NetError) => void }
+  >();
   #expectedWake: Instant | undefined;
 
   private constructor(
@@ -72,7 +93,11 @@ export class GossipLoop {
     // Sockets deliver before the loop exists; what comes then waits its turn.
     const early: GossipInput[] = [];
     let deliver = (input: GossipInput): void => void early.push(input);
-    const transport = await GossipTransport.listen({ bindAddr: config.bindAddr, port: config.gossipPort, onInput: (input) => deliver(input) });
+    const transport = await GossipTransport.listen({
+      bindAddr: config.bindAddr,
+      port: config.gossipPort,
+      onInput: (input) => deliver(input),
+    });
     const clock = new Clock(() => deliver({ type: "wake" }));
     const node = new GossipNode({ ...options, nonce: nonceSource() }, clock.now());
     const loop = new GossipLoop(node, transport, clock, onEffect, persistState);
@@ -115,7 +140,10 @@ export class GossipLoop {
   join(addresses: readonly SocketAddr[], timeoutMs: number): Promise<JoinResult[]> {
     const request = this.#nextRequest++;
     return new Promise((resolve) => {
-      const timer = setTimeout(() => this.step({ type: "swim", input: { type: "cancel-join", request } }), timeoutMs);
+      const timer = setTimeout(
+        () => this.step({ type: "swim", input: { type: "cancel-join", request } }),
+        timeoutMs,
+      );
       this.#joins.set(request, {
         results: [],
         resolve: (results) => {
@@ -152,7 +180,9 @@ export class GossipLoop {
       case "close-stream":
         return this.transport.closeStream(effect.stream);
       case "join-result":
-        this.#joins.get(effect.request)?.results.push({ address: effect.address, failure: effect.failure?.detail });
+        this.#joins
+          .get(effect.request)
+          ?.results.push({ address: effect.address, failure: effect.failure?.detail });
         return;
       case "join-done": {
         const join = this.#joins.get(effect.request);

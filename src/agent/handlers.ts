@@ -25,7 +25,9 @@ export interface HandlerParts {
   /** What the mesh would change now. */
   readonly meshPlan: () => PlanView[];
   /** @throws NetError `port-taken` when a process of this node holds a port that is about to be published. */
-  readonly checkPorts: (ports: readonly { published: number; protocol: "tcp" | "udp"; address?: string }[]) => void;
+  readonly checkPorts: (
+    ports: readonly { published: number; protocol: "tcp" | "udp"; address?: string }[],
+  ) => void;
   readonly doctor: () => Promise<Results["doctor"]>;
 }
 
@@ -43,14 +45,23 @@ export function createHandlers(parts: HandlerParts): ControlHandlers {
     const left = (): number => Math.max(1, deadline - Date.now());
     const network = node.state.findNetwork(params.network);
     if (network.id === INGRESS.id) {
-      throw new NetError("network-ingress", "attach: ingress takes no endpoints of its own; publish a port with netctl service create");
+      throw new NetError(
+        "network-ingress",
+        "attach: ingress takes no endpoints of its own; publish a port with netctl service create",
+      );
     }
     if (network.disabled) {
-      throw new NetError("network-disabled", `attach to ${network.name}: ${network.conflicts[0]?.text ?? "the network is disabled"}`);
+      throw new NetError(
+        "network-disabled",
+        `attach to ${network.name}: ${network.conflicts[0]?.text ?? "the network is disabled"}`,
+      );
     }
     const service = params.service === undefined ? undefined : node.state.findService(params.service);
     if (service !== undefined && !service.networks.some((one) => one.network === network.id)) {
-      throw new NetError("service-network", `attach: service ${service.name} is not on network ${network.name} (netctl service inspect ${service.name})`);
+      throw new NetError(
+        "service-network",
+        `attach: service ${service.name} is not on network ${network.name} (netctl service inspect ${service.name})`,
+      );
     }
     const path = "netns" in params.sandbox ? params.sandbox.netns : `/proc/${params.sandbox.pid}/ns/net`;
     checkSandbox(path, params.ifname);
@@ -81,7 +92,11 @@ export function createHandlers(parts: HandlerParts): ControlHandlers {
     agent.refresh();
     agent.publish();
     if (service !== undefined) await parts.meshSettled(left());
-    agent.event("endpoint-attached", record.name || record.id.slice(0, 12), `${record.ip} on ${network.name}`);
+    agent.event(
+      "endpoint-attached",
+      record.name || record.id.slice(0, 12),
+      `${record.ip} on ${network.name}`,
+    );
     return views.findEndpoint(record.id);
   }
 
@@ -89,10 +104,16 @@ export function createHandlers(parts: HandlerParts): ControlHandlers {
   function checkSandbox(path: string, ifname: string): void {
     using netns = openSandbox(path);
     using host = Netns.current();
-    if (netns.id === host.id) throw new NetError("sandbox-host", `attach: ${path} is the host's own namespace`);
-    const used = endpoints.all().find((one) => one.sandbox.type === "netns" && one.sandbox.path === path && one.ifname === ifname);
+    if (netns.id === host.id)
+      throw new NetError("sandbox-host", `attach: ${path} is the host's own namespace`);
+    const used = endpoints
+      .all()
+      .find((one) => one.sandbox.type === "netns" && one.sandbox.path === path && one.ifname === ifname);
     if (used !== undefined || netns.run(() => interfaceNames().includes(ifname))) {
-      throw new NetError("interface-exists", `attach: ${path} has an interface ${ifname} already (choose another with --ifname)`);
+      throw new NetError(
+        "interface-exists",
+        `attach: ${path} has an interface ${ifname} already (choose another with --ifname)`,
+      );
     }
   }
 
@@ -103,7 +124,11 @@ export function createHandlers(parts: HandlerParts): ControlHandlers {
       await new Promise((resolve) => setTimeout(resolve, Math.min(DRAIN_MS, timeoutMs)));
     }
     await agent.drop(record, timeoutMs);
-    agent.event("endpoint-detached", record.name || record.id.slice(0, 12), `${record.ip} on ${agent.networkName(record.network)}`);
+    agent.event(
+      "endpoint-detached",
+      record.name || record.id.slice(0, 12),
+      `${record.ip} on ${agent.networkName(record.network)}`,
+    );
   }
 
   /** The user endpoint of this node that a reference names. @throws NetError */
@@ -111,19 +136,25 @@ export function createHandlers(parts: HandlerParts): ControlHandlers {
     const view = views.findEndpoint(reference, true);
     const record = endpoints.all().find((one) => one.id === view.id);
     const owner = record?.parent === undefined ? record : endpoints.get(record.parent);
-    if (owner === undefined || owner.kind !== "user") throw new NetError("endpoint-unknown", `endpoint '${reference}': not one that was attached`);
+    if (owner === undefined || owner.kind !== "user")
+      throw new NetError("endpoint-unknown", `endpoint '${reference}': not one that was attached`);
     return owner;
   }
 
   /** Every address the names stand for; names that do not resolve are failures of their own. */
-  async function resolveAll(addresses: readonly string[]): Promise<{ found: Map<string, SocketAddr[]>; failed: { address: string; reason: string }[] }> {
+  async function resolveAll(
+    addresses: readonly string[],
+  ): Promise<{ found: Map<string, SocketAddr[]>; failed: { address: string; reason: string }[] }> {
     const found = new Map<string, SocketAddr[]>();
     const failed: { address: string; reason: string }[] = [];
     await Promise.all(
       addresses.map(async (text) => {
         try {
           const { host, port } = parseHostPort(text, agent.config.gossipPort);
-          found.set(text, (await resolveHost(host)).map((ip) => ({ ip, port })));
+          found.set(
+            text,
+            (await resolveHost(host)).map((ip) => ({ ip, port })),
+          );
         } catch (error) {
           failed.push({ address: text, reason: error instanceof Error ? error.message : String(error) });
         }
@@ -135,7 +166,8 @@ export function createHandlers(parts: HandlerParts): ControlHandlers {
   return {
     info: () => {
       let members = 0;
-      for (const member of node.swim.members()) if (member.state === "alive" || member.state === "suspect") members++;
+      for (const member of node.swim.members())
+        if (member.state === "alive" || member.state === "suspect") members++;
       return {
         id: node.facts.id,
         name: agent.config.name,
@@ -161,13 +193,18 @@ export function createHandlers(parts: HandlerParts): ControlHandlers {
       const results = await loop.join([...found.values()].flat(), timeoutMs);
       const joined: string[] = [];
       for (const [text, targets] of found) {
-        const own = results.filter((result) => targets.some((target) => target.ip === result.address.ip && target.port === result.address.port));
+        const own = results.filter((result) =>
+          targets.some((target) => target.ip === result.address.ip && target.port === result.address.port),
+        );
         if (own.some((result) => result.failure === undefined)) joined.push(text);
         else failed.push({ address: text, reason: own[0]?.failure ?? "no answer" });
       }
       if (joined.length === 0) {
         const reasons = failed.map((one) => `${one.address}: ${one.reason}`).join("; ");
-        throw new NetError("join-failed", `join: nobody answered: ${reasons} (is netagent running there, with the same --gossip-key?)`);
+        throw new NetError(
+          "join-failed",
+          `join: nobody answered: ${reasons} (is netagent running there, with the same --gossip-key?)`,
+        );
       }
       return { joined, failed };
     },
@@ -186,14 +223,20 @@ export function createHandlers(parts: HandlerParts): ControlHandlers {
       const spec = { ...defined(rest), ...(external === undefined ? {} : { external: defined(external) }) };
       const result = await loop.request({ type: "create-network", spec, hostSubnets: hostSubnets(agent) });
       if (result.type !== "network") throw new NetError("internal", "create-network answered something else");
-      agent.event("network-created", result.network.name, `${result.network.subnet.ip}/${result.network.subnet.prefixLength}, VNI ${result.network.vni}`);
+      agent.event(
+        "network-created",
+        result.network.name,
+        `${result.network.subnet.ip}/${result.network.subnet.prefixLength}, VNI ${result.network.vni}`,
+      );
       return views.network(node.state.findNetwork(result.network.id));
     },
     "network.ls": () => views.networks(),
     "network.inspect": ({ network }) => views.networkDetail(node.state.findNetwork(network)),
     "network.rm": async ({ network, timeoutMs }) => {
       const found = node.state.findNetwork(network);
-      const names = views.endpointsOf(found).map((endpoint) => `${endpoint.name || endpoint.id.slice(0, 12)} on ${endpoint.node}`);
+      const names = views
+        .endpointsOf(found)
+        .map((endpoint) => `${endpoint.name || endpoint.id.slice(0, 12)} on ${endpoint.node}`);
       await loop.request({ type: "remove-network", network: found.id, endpoints: names });
       await reconciler.settled(found.id, timeoutMs);
       agent.event("network-removed", found.name, found.id);
@@ -210,7 +253,8 @@ export function createHandlers(parts: HandlerParts): ControlHandlers {
       return { path, resolvConf };
     },
     "sandbox.remove": async ({ path, timeoutMs }) => {
-      if (!sandboxes.owns(path)) throw new NetError("not-ours", `remove sandbox ${path}: netagent did not make it`);
+      if (!sandboxes.owns(path))
+        throw new NetError("not-ours", `remove sandbox ${path}: netagent did not make it`);
       for (const record of endpoints.all()) {
         const inside = record.sandbox.type === "netns" && record.sandbox.path === path;
         // The command has ended: whom would draining serve?
@@ -220,15 +264,21 @@ export function createHandlers(parts: HandlerParts): ControlHandlers {
       return {};
     },
     "endpoint.ls": ({ network, service }) => {
-      const all = network === undefined ? views.endpoints() : views.endpointsOf(node.state.findNetwork(network));
+      const all =
+        network === undefined ? views.endpoints() : views.endpointsOf(node.state.findNetwork(network));
       const name = service === undefined ? undefined : node.state.findService(service).name;
       return all.filter((endpoint) => name === undefined || endpoint.service === name);
     },
     "endpoint.inspect": ({ endpoint }) => views.findEndpoint(endpoint),
     "service.create": async (params) => {
-      if (!params.force) parts.checkPorts(params.publish.filter((port) => port.mode === "ingress").map(defined));
+      if (!params.force)
+        parts.checkPorts(params.publish.filter((port) => port.mode === "ingress").map(defined));
       const { timeoutMs, force: _force, publish, drainTimeoutMs, ...rest } = params;
-      const spec = { ...rest, ports: publish.map(defined), ...(drainTimeoutMs === undefined ? {} : { drainTimeoutMs }) };
+      const spec = {
+        ...rest,
+        ports: publish.map(defined),
+        ...(drainTimeoutMs === undefined ? {} : { drainTimeoutMs }),
+      };
       const result = await loop.request({ type: "create-service", spec });
       if (result.type !== "service") throw new NetError("internal", "create-service answered something else");
       agent.event("service-created", result.service.name, result.service.id);
@@ -242,17 +292,27 @@ export function createHandlers(parts: HandlerParts): ControlHandlers {
     "service.update": async ({ service, publishAdd, publishRemove, affinity, force, timeoutMs }) => {
       const before = node.state.findService(service);
       if (!force) parts.checkPorts(publishAdd.filter((port) => port.mode === "ingress").map(defined));
-      const missing = publishRemove.find((port) => !before.ports.some((one) => one.published === port.published && one.protocol === port.protocol));
+      const missing = publishRemove.find(
+        (port) =>
+          !before.ports.some((one) => one.published === port.published && one.protocol === port.protocol),
+      );
       if (missing !== undefined) {
-        throw new NetError("port-unknown", `update ${before.name}: it does not publish ${missing.published}/${missing.protocol}`);
+        throw new NetError(
+          "port-unknown",
+          `update ${before.name}: it does not publish ${missing.published}/${missing.protocol}`,
+        );
       }
       const kept = before.ports.filter(
-        (port) => !publishRemove.some((one) => one.published === port.published && one.protocol === port.protocol),
+        (port) =>
+          !publishRemove.some((one) => one.published === port.published && one.protocol === port.protocol),
       );
       await loop.request({
         type: "update-service",
         service: before.id,
-        spec: { ports: [...kept, ...publishAdd.map(defined)], ...(affinity === undefined ? {} : { affinity }) },
+        spec: {
+          ports: [...kept, ...publishAdd.map(defined)],
+          ...(affinity === undefined ? {} : { affinity }),
+        },
       });
       agent.event("service-updated", before.name, before.id);
       agent.refresh();
@@ -283,13 +343,17 @@ export function createHandlers(parts: HandlerParts): ControlHandlers {
       agent.event("node-removed", found.name, found.id);
       return { id: found.id };
     },
-    tables: ({ network, table, all }) => views.rows(network === undefined ? undefined : node.state.findNetwork(network).id, table, all),
+    tables: ({ network, table, all }) =>
+      views.rows(network === undefined ? undefined : node.state.findNetwork(network).id, table, all),
     plan: ({ network }) => {
       const ids = network === undefined ? [...reconciler.networks] : [node.state.findNetwork(network).id];
       const overlay = ids.map((id) => {
         const { steps, blocked } = reconciler.plan(id);
         const waiting = blocked.map((one) => `wait for the namespace of ${one.endpoint.ifname}`);
-        return { network: agent.networkName(id), steps: [...steps.map((step) => formatStep(id, step)), ...waiting] };
+        return {
+          network: agent.networkName(id),
+          steps: [...steps.map((step) => formatStep(id, step)), ...waiting],
+        };
       });
       return network === undefined ? [...overlay, ...parts.meshPlan()] : overlay;
     },
@@ -298,13 +362,21 @@ export function createHandlers(parts: HandlerParts): ControlHandlers {
   };
 }
 
-async function streamEvents(agent: Agent, sinceMs: number | undefined, follow: boolean, reporter: Reporter): Promise<Record<string, never>> {
+async function streamEvents(
+  agent: Agent,
+  sinceMs: number | undefined,
+  follow: boolean,
+  reporter: Reporter,
+): Promise<Record<string, never>> {
   if (sinceMs !== undefined || !follow) {
-    for (const event of agent.events.since(sinceMs === undefined ? 0 : Date.now() - sinceMs)) reporter.event(event);
+    for (const event of agent.events.since(sinceMs === undefined ? 0 : Date.now() - sinceMs))
+      reporter.event(event);
   }
   if (!follow) return {};
   const stop = agent.events.follow((event) => reporter.event(event));
-  await new Promise<void>((resolve) => reporter.closed.addEventListener("abort", () => resolve(), { once: true }));
+  await new Promise<void>((resolve) =>
+    reporter.closed.addEventListener("abort", () => resolve(), { once: true }),
+  );
   stop();
   return {};
 }
@@ -313,7 +385,11 @@ function openSandbox(path: string): Netns {
   try {
     return Netns.open(path);
   } catch (cause) {
-    throw new NetError("sandbox-missing", `attach: no network namespace at ${path} (ip netns ls shows those with names)`, { cause });
+    throw new NetError(
+      "sandbox-missing",
+      `attach: no network namespace at ${path} (ip netns ls shows those with names)`,
+      { cause },
+    );
   }
 }
 
@@ -325,7 +401,9 @@ function interfaceNames(): string[] {
 
 /** The same object without keys whose value is undefined, as `exactOptionalPropertyTypes` wants it. */
 function defined<T extends object>(value: T): { [K in keyof T]: Exclude<T[K], undefined> } {
-  return Object.fromEntries(Object.entries(value).filter(([, field]) => field !== undefined)) as { [K in keyof T]: Exclude<T[K], undefined> };
+  return Object.fromEntries(Object.entries(value).filter(([, field]) => field !== undefined)) as {
+    [K in keyof T]: Exclude<T[K], undefined>;
+  };
 }
 
 /** Subnets on this host's own interfaces, which an overlay must not overlap; ours are not the host's. */
@@ -334,7 +412,8 @@ function hostSubnets(agent: Agent): Cidr[] {
   const found: Cidr[] = [];
   for (const addresses of Object.values(networkInterfaces())) {
     for (const address of addresses ?? []) {
-      if (address.family === "IPv4" && address.cidr !== null && !own.has(address.address)) found.push(parseCidr(address.cidr));
+      if (address.family === "IPv4" && address.cidr !== null && !own.has(address.address))
+        found.push(parseCidr(address.cidr));
     }
   }
   return found;

@@ -16,7 +16,10 @@ export const keyQuestion = z.object({
   operation: z.enum(["list", "install", "use", "remove"]),
   key: z.string().optional(),
 });
-const keyReply = z.union([z.object({ result: z.object({ keys: z.array(z.string()) }) }), z.object({ error: z.string() })]);
+const keyReply = z.union([
+  z.object({ result: z.object({ keys: z.array(z.string()) }) }),
+  z.object({ error: z.string() }),
+]);
 
 /** The gossip keyring of this node, kept in a 0600 file, and its changes across the cluster. */
 export class Keys {
@@ -33,7 +36,10 @@ export class Keys {
     const { node } = this.#agent.loop;
     if (operation !== "list") {
       if (node.keys.length === 0) {
-        throw new NetError("not-encrypted", `keys ${operation}: gossip is not encrypted (start every agent with --gossip-key)`);
+        throw new NetError(
+          "not-encrypted",
+          `keys ${operation}: gossip is not encrypted (start every agent with --gossip-key)`,
+        );
       }
       const key = parseGossipKey(text ?? "");
       const keyring = Keyring.of(node.keys)[operation](key);
@@ -45,14 +51,19 @@ export class Keys {
   }
 
   /** Does it on every node that is alive; one answer each, this node's first. */
-  async everywhere(operation: KeyOperation, text: string | undefined, timeoutMs: number): Promise<KeyAnswer[]> {
+  async everywhere(
+    operation: KeyOperation,
+    text: string | undefined,
+    timeoutMs: number,
+  ): Promise<KeyAnswer[]> {
     // A key that is none is refused before anybody is asked.
     if (text !== undefined) parseGossipKey(text);
     const { node } = this.#agent.loop;
     const others: NodeName[] = [];
     for (const member of node.swim.members()) {
       const able = node.peer(member.name)?.capabilities.includes("state") === true;
-      if (member.name !== this.#agent.self && member.state === "alive" && able) others.push(member.name as NodeName);
+      if (member.name !== this.#agent.self && member.state === "alive" && able)
+        others.push(member.name as NodeName);
     }
     const question = { method: "keys", operation, ...(text === undefined ? {} : { key: text }) };
     // Others first: after a `use` here they could still open what we seal, since the key is installed there.
@@ -74,7 +85,9 @@ export class Keys {
     const node = this.#agent.shownName(name);
     try {
       const answer = keyReply.parse(await this.#agent.loop.ask(name, question, timeoutMs));
-      return "error" in answer ? { node, ok: false, keys: [], error: answer.error } : { node, ok: true, keys: answer.result.keys };
+      return "error" in answer
+        ? { node, ok: false, keys: [], error: answer.error }
+        : { node, ok: true, keys: answer.result.keys };
     } catch (error) {
       return { node, ok: false, keys: [], error: errorText(error) };
     }
@@ -98,7 +111,8 @@ export function formatKeyring(keys: readonly Uint8Array[]): string {
 export function loadKeyring(path: string, given: readonly Uint8Array[]): readonly Uint8Array[] {
   let text: string;
   try {
-    if ((statSync(path).mode & 0o077) !== 0) throw new NetError("config", `keyring ${path}: others may read it (chmod 600 ${path})`);
+    if ((statSync(path).mode & 0o077) !== 0)
+      throw new NetError("config", `keyring ${path}: others may read it (chmod 600 ${path})`);
     text = readFileSync(path, "utf8");
   } catch (error) {
     if (errorCode(error) === "ENOENT") return Keyring.of(given).keys;
@@ -108,6 +122,10 @@ export function loadKeyring(path: string, given: readonly Uint8Array[]): readonl
     const stored = z.array(z.string()).parse(JSON.parse(text)).map(parseGossipKey);
     return Keyring.of([...stored, ...given]).keys;
   } catch (cause) {
-    throw new NetError("config", `keyring ${path}: not a JSON list of base64 keys (mend or remove the file)`, { cause });
+    throw new NetError(
+      "config",
+      `keyring ${path}: not a JSON list of base64 keys (mend or remove the file)`,
+      { cause },
+    );
   }
 }

@@ -42,7 +42,8 @@ export class Views {
     const present = new Set<string>();
     for (const member of node.swim.members()) {
       const facts = node.peer(member.name);
-      if (facts !== undefined && (member.state === "alive" || member.state === "suspect")) present.add(facts.id);
+      if (facts !== undefined && (member.state === "alive" || member.state === "suspect"))
+        present.add(facts.id);
     }
     const views: PeerView[] = [];
     for (const member of node.swim.members()) {
@@ -51,7 +52,9 @@ export class Views {
       if (gone && facts !== undefined && present.has(facts.id)) continue;
       views.push(this.#peer(member));
     }
-    return views.sort((a, b) => Number(b.self) - Number(a.self) || (a.name < b.name ? -1 : a.name > b.name ? 1 : 0));
+    return views.sort(
+      (a, b) => Number(b.self) - Number(a.self) || (a.name < b.name ? -1 : a.name > b.name ? 1 : 0),
+    );
   }
 
   networks(): NetworkView[] {
@@ -80,10 +83,15 @@ export class Views {
   networkDetail(network: NetworkState): NetworkDetailView {
     const { node } = this.#agent.loop;
     const use = node.state.ringUse(network.id);
-    const owners = (use?.owners ?? []).map((owner) => [owner.name === "" ? owner.node : owner.name, owner.size] as const);
+    const owners = (use?.owners ?? []).map(
+      (owner) => [owner.name === "" ? owner.node : owner.name, owner.size] as const,
+    );
     return {
       ...this.network(network),
-      nodes: node.networkDb.participants(network.id).map((name) => this.#agent.shownName(name)).sort(),
+      nodes: node.networkDb
+        .participants(network.id)
+        .map((name) => this.#agent.shownName(name))
+        .sort(),
       endpoints: this.endpointsOf(network),
       addresses: {
         total: use?.size ?? 0,
@@ -134,14 +142,25 @@ export class Views {
   findEndpoint(reference: string, local = false): EndpointView {
     const all = this.#agent.loop.node.state.networks().flatMap((network) => this.endpointsOf(network));
     const candidates = local ? all.filter((view) => view.local) : all;
-    const exact = candidates.filter((view) => view.id === reference || (view.name === reference && view.network !== INGRESS.name));
-    const found = exact.length > 0 ? exact : candidates.filter((view) => view.id.startsWith(reference) || view.ip === reference);
+    const exact = candidates.filter(
+      (view) => view.id === reference || (view.name === reference && view.network !== INGRESS.name),
+    );
+    const found =
+      exact.length > 0
+        ? exact
+        : candidates.filter((view) => view.id.startsWith(reference) || view.ip === reference);
     const [first, second] = found;
     if (first === undefined) {
-      throw new NetError("endpoint-unknown", `endpoint '${reference}': no such endpoint${local ? " on this node" : ""} (netctl endpoint ls)`);
+      throw new NetError(
+        "endpoint-unknown",
+        `endpoint '${reference}': no such endpoint${local ? " on this node" : ""} (netctl endpoint ls)`,
+      );
     }
     if (second !== undefined) {
-      throw new NetError("endpoint-ambiguous", `endpoint '${reference}': ${found.length} endpoints match (use more of the id)`);
+      throw new NetError(
+        "endpoint-ambiguous",
+        `endpoint '${reference}': ${found.length} endpoints match (use more of the id)`,
+      );
     }
     return first;
   }
@@ -155,7 +174,10 @@ export class Views {
     return {
       id: service.id,
       name: service.name,
-      networks: service.networks.map(({ network, vip }) => ({ network: this.#agent.networkName(network), vip: vip ?? "" })),
+      networks: service.networks.map(({ network, vip }) => ({
+        network: this.#agent.networkName(network),
+        vip: vip ?? "",
+      })),
       ports: service.ports.map((port) => ({
         published: port.published,
         target: port.target,
@@ -225,8 +247,13 @@ export class Views {
     const exact = all.filter((view) => view.name === reference || view.id === reference);
     const found = exact.length > 0 ? exact : all.filter((view) => view.id.startsWith(reference));
     const [first, second] = found;
-    if (first === undefined) throw new NetError("node-unknown", `node '${reference}': no such node (netctl node ls)`);
-    if (second !== undefined) throw new NetError("node-ambiguous", `node '${reference}': ${found.length} nodes match (use more of the id)`);
+    if (first === undefined)
+      throw new NetError("node-unknown", `node '${reference}': no such node (netctl node ls)`);
+    if (second !== undefined)
+      throw new NetError(
+        "node-ambiguous",
+        `node '${reference}': ${found.length} nodes match (use more of the id)`,
+      );
     return first;
   }
 
@@ -234,7 +261,8 @@ export class Views {
     const now = this.#agent.loop.now();
     const views: TableRowView[] = [];
     for (const row of this.#agent.loop.node.networkDb.allRows()) {
-      if ((network !== undefined && row.network !== network) || (table !== undefined && row.table !== table)) continue;
+      if ((network !== undefined && row.network !== network) || (table !== undefined && row.table !== table))
+        continue;
       const hidden = row.state === "tombstone" || row.state === "suspended";
       if (hidden && !all) continue;
       views.push({
@@ -305,7 +333,8 @@ export class Views {
 function valueOf(row: RowView): Record<string, unknown> {
   if (row.table === PEER_TABLE) {
     const record = peerRecordOf(row);
-    if (record !== undefined) return { ip: formatCidr(record.endpointIp), mac: record.endpointMac, vtep: record.vtep };
+    if (record !== undefined)
+      return { ip: formatCidr(record.endpointIp), mac: record.endpointMac, vtep: record.vtep };
   }
   if (row.table === ENDPOINT_TABLE) {
     const record = endpointRecordOf(row);
@@ -316,7 +345,9 @@ function valueOf(row: RowView): Record<string, unknown> {
         serviceId: record.serviceId,
         vip: record.virtualIp ?? "",
         ip: record.endpointIp,
-        ports: record.ingressPorts.map((port) => `${port.publishedPort}->${port.targetPort}/${port.protocol}`).join(","),
+        ports: record.ingressPorts
+          .map((port) => `${port.publishedPort}->${port.targetPort}/${port.protocol}`)
+          .join(","),
         aliases: [...record.aliases, ...record.taskAliases].join(","),
         disabled: record.serviceDisabled ? "disabled" : "",
       };

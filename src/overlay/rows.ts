@@ -124,7 +124,11 @@ export function* remotePeers(rows: Iterable<RowView>, self: NodeName): Iterable<
   }
 }
 
-function cached<T extends object>(cache: WeakMap<Uint8Array, T | "invalid">, bytes: Uint8Array, decode: (bytes: Uint8Array) => T): T | undefined {
+function cached<T extends object>(
+  cache: WeakMap<Uint8Array, T | "invalid">,
+  bytes: Uint8Array,
+  decode: (bytes: Uint8Array) => T,
+): T | undefined {
   let record = cache.get(bytes);
   if (record === undefined) {
     try {
