@@ -16,8 +16,8 @@ import type { Background } from "./command.ts";
 import { lastLines, type Host } from "./host.ts";
 import { aliveNames, Lab, NODES } from "./lab.ts";
 import { differences, machineState } from "./machine.ts";
-import { allAnsweredBy, askHttp, hostObjects, tally, vxlanVnis } from "./observe.ts";
-import { DIST, type Place } from "./place.ts";
+import { allAnsweredBy, askHttp, askUdp, hostObjects, RequestLoop, vxlanVnis } from "./observe.ts";
+import { DIST } from "./place.ts";
 import { keptLabs, leftovers, tearDown } from "./teardown.ts";
 import {
   attempt,
@@ -220,6 +220,7 @@ async function publishedPortsAnswer(stage: Stage): Promise<void> {
   await type(node1, "netctl service create dns --network dockercoins --publish 5300:53/udp");
   await runEndpoint(stage, node1, "dns.1", `${UDP_SERVER} dns.1 53`, "dns");
   await runEndpoint(stage, node2, "dns.2", `${UDP_SERVER} dns.2 53`, "dns");
+  await type(client, `${UDP_ASK} ${node3.address} 5300 hello`);
   for (const node of nodes) await udpAnswersFrom(client, node, ["dns.1", "dns.2"]);
 
   say("Mistakes are refused:");
@@ -249,7 +250,10 @@ async function nodesComeAndGo(stage: Stage): Promise<void> {
   for (const node of nodes) await answersFrom(stage, node, 8004, ["web4.1", "web4.2", "web4.3"]);
 
   say("node3's agent dies; its endpoints go on:");
-  const loop = askAllTheTime(client, [node1, node2], 8004);
+  const loop = RequestLoop.start(
+    client,
+    [node1, node2].map((node) => `http://${node.address}:8004/`),
+  );
   await killAgent(node3);
   await claimSoon(
     "node1 and node2 notice",
@@ -271,7 +275,10 @@ async function nodesComeAndGo(stage: Stage): Promise<void> {
   claim("web4.3 was not restarted", stage.running.get("web4.3")?.running === true);
 
   say("node3 loses power, with everything that runs on it:");
-  const outage = askAllTheTime(client, [node1, node2], 8004);
+  const outage = RequestLoop.start(
+    client,
+    [node1, node2].map((node) => `http://${node.address}:8004/`),
+  );
   console.log("   (the namespace of node3 and all of its processes are gone)");
   lab.powerOff(node3);
   await claimSoon("its backend leaves the rotation", () => backendNodes(node1, "web4"), {
@@ -361,10 +368,9 @@ async function answersFrom(
 }
 
 async function udpAnswersFrom(client: Host, node: Host, names: readonly string[]): Promise<void> {
-  const ask = `for i in $(seq 20); do ${UDP_ASK} ${node.address} 5300 hello 2>&1; done`;
   await claimSoon(
     `UDP port 5300 of ${node.name} (${node.address}): ${names.join(", ")}`,
-    async () => tally((await client.exec(["sh", "-c", ask])).stdout),
+    () => askUdp(client, node.address, 5300, 20),
     { withinMs: SOON_MS, until: (answers) => allAnsweredBy(answers)?.join() === names.join() },
   );
 }
@@ -401,36 +407,6 @@ async function wholeAgain(stage: Stage): Promise<void> {
     until: (views) => views.every((names) => names.join() === "node1,node2,node3"),
   });
   for (const node of stage.nodes) await answersFrom(stage, node, 8004, ["web4.1", "web4.2", "web4.3"]);
-}
-
-/** Requests in a row, a new connection each, to the given nodes in turn, until stopped. */
-function askAllTheTime(
-  client: Place,
-  nodes: readonly Host[],
-  port: number,
-): { stop(): Promise<{ asked: number; failed: number; lastFailureMs: number }> } {
-  let stopped = false;
-  const start = performance.now();
-  const counts = { asked: 0, failed: 0, lastFailureMs: 0 };
-  const done = (async () => {
-    while (!stopped) {
-      for (const node of nodes) {
-        const page = await client.httpGet(`http://${node.address}:${port}/`, 1);
-        counts.asked += 1;
-        if (page === undefined) {
-          counts.failed += 1;
-          counts.lastFailureMs = performance.now() - start;
-        }
-      }
-    }
-    return counts;
-  })();
-  return {
-    stop: () => {
-      stopped = true;
-      return done;
-    },
-  };
 }
 
 function removeKept(): number {

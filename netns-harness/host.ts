@@ -75,11 +75,7 @@ export class Host extends Place {
   async start(options: StartOptions = {}): Promise<void> {
     if (this.agentRuns) throw new Error(`netagent is already running on ${this.name}`);
     this.#lastStart = options;
-    const agent = this.spawn(
-      [process.execPath, AGENT, ...this.agentFlags(options)],
-      options.env ?? {},
-      this.logFile,
-    );
+    const agent = this.spawn(this.agentCommand(options), options.env ?? {}, this.logFile);
     this.#agent = agent;
     await waitFor(`netagent on ${this.name} to answer`, () => socketAnswers(this.socketPath), {
       withinMs: START_PATIENCE_MS,
@@ -91,9 +87,14 @@ export class Host extends Place {
     });
   }
 
+  /** The agent's command line, for starting it in an unusual way. */
+  agentCommand(options: StartOptions = {}): [string, ...string[]] {
+    return [process.execPath, AGENT, ...this.agentFlags(options)];
+  }
+
   /** Runs netagent with these flags until it ends by itself, for starts that must be refused. */
   runAgent(flags: readonly string[] = [], options: CommandOptions = {}): Promise<CommandResult> {
-    return this.exec([process.execPath, AGENT, ...this.agentFlags({ flags })], {
+    return this.exec(this.agentCommand({ flags }), {
       timeoutMs: 15_000,
       ...options,
     });

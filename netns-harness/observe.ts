@@ -3,7 +3,7 @@
 import { readdirSync } from "node:fs";
 import { join } from "node:path";
 import type { Host } from "./host.ts";
-import type { Place } from "./place.ts";
+import { program, type Place } from "./place.ts";
 
 /** Answers counted by who gave them: `{ "web1.1": 23, "web1.2": 17 }`; failures under "". */
 export type Answers = Readonly<Record<string, number>>;
@@ -17,6 +17,59 @@ export async function askHttp(from: Place, url: string, count: number): Promise<
   const { stdout } = await from.exec(["sh", "-c", script]);
   return tally(stdout);
 }
+
+/** Asks a UDP port `count` times, each time from a new source port; one without an answer in a second is a failure. */
+export async function askUdp(from: Place, address: string, port: number, count: number): Promise<Answers> {
+  const [node, script, ...args] = program("udp-ask", address, String(port), "hello");
+  const command = [node, script, ...args].join(" ");
+  const { stdout } = await from.exec([
+    "sh",
+    "-c",
+    `seq ${count} | xargs -P 2 -I{} sh -c '${command} 2>/dev/null || echo'`,
+  ]);
+  return tally(stdout);
+}
+
+/** Requests one after the other, a new connection each, to the given URLs in turn, until stopped. */
+export class RequestLoop {
+  #stopped = false;
+  readonly #done: Promise<RequestCounts>;
+
+  private constructor(from: Place, urls: readonly string[], patienceSeconds: number) {
+    this.#done = this.#ask(from, urls, patienceSeconds);
+  }
+
+  static start(from: Place, urls: readonly string[], patienceSeconds = 2): RequestLoop {
+    return new RequestLoop(from, urls, patienceSeconds);
+  }
+
+  stop(): Promise<RequestCounts> {
+    this.#stopped = true;
+    return this.#done;
+  }
+
+  async #ask(from: Place, urls: readonly string[], patienceSeconds: number): Promise<RequestCounts> {
+    const start = performance.now();
+    const counts = { asked: 0, failed: 0, lastFailureMs: 0 };
+    while (!this.#stopped) {
+      for (const url of urls) {
+        const page = await from.httpGet(url, patienceSeconds);
+        counts.asked += 1;
+        if (page !== undefined) continue;
+        counts.failed += 1;
+        counts.lastFailureMs = performance.now() - start;
+      }
+    }
+    return counts;
+  }
+}
+
+export type RequestCounts = {
+  readonly asked: number;
+  readonly failed: number;
+  /** When the last failure was known, counted from the start of the loop (ms). */
+  readonly lastFailureMs: number;
+};
 
 /** First words of lines, counted. */
 export function tally(output: string): Answers {

@@ -99,7 +99,15 @@ export class Place {
 
   /** Captures on an interface; resolves when tcpdump listens. `filter` in tcpdump's language. */
   async capture(filter: string, link = "eth0"): Promise<Capture> {
-    const tcpdump = this.spawn(["tcpdump", "-nvv", "-l", "-i", link, ...filter.split(" ").filter(Boolean)]);
+    const tcpdump = this.spawn([
+      "tcpdump",
+      "--immediate-mode",
+      "-nvv",
+      "-l",
+      "-i",
+      link,
+      ...filter.split(" ").filter(Boolean),
+    ]);
     await started(tcpdump, "listening on");
     return new Capture(tcpdump);
   }
