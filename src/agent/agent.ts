@@ -77,6 +77,7 @@ export class Agent {
   readonly #inSync = new Set<NetworkId>();
   /** Whether somebody could tell us the tables: a join worked, or there is nobody to join. */
   #heard = false;
+  #mtu: { readonly at: Instant; readonly bytes: number } | undefined;
   #refreshing = false;
   #refreshAgain = false;
   #closed = false;
@@ -133,7 +134,7 @@ export class Agent {
 
   overlayNetwork(view: NetworkView): OverlayNetwork {
     const vtep = this.config.dataPathAddrs[0] ?? this.config.advertise.ip;
-    const possible = overlayMtu(this.#parts.underlayMtu(), vtep);
+    const possible = overlayMtu(this.#underlayMtu(), vtep);
     return {
       id: view.id,
       name: view.name,
@@ -499,6 +500,14 @@ export class Agent {
     return [...this.loop.node.networkDb.allRows()].filter(
       (row) => row.owner === this.self && row.state === "live",
     );
+  }
+
+  /** Asked of the kernel now and then only: it hardly ever changes, and every desired state needs it. */
+  #underlayMtu(): number {
+    const now = this.loop.now();
+    if (this.#mtu === undefined || now - this.#mtu.at > 1_000)
+      this.#mtu = { at: now, bytes: this.#parts.underlayMtu() };
+    return this.#mtu.bytes;
   }
 
   #mayPrune(network: NetworkId): boolean {
