@@ -79,14 +79,15 @@ export class TransmitQueue {
   /**
    * Takes messages that fit `budgetBytes`, each costing its length plus `overheadPerMessage`, and counts one
    * transmission for each. An entry that reaches `transmitLimit` leaves the queue. No entry comes twice in one call.
-   * A named entry the receiver already `knows` counts as transmitted without taking room.
+   * `skip` says of a named entry whether it is left out, and whether that counts as a transmission all the same.
    */
   take(
     budgetBytes: number,
     overheadPerMessage: number,
     transmitLimit: number,
-    knows?: (name: string) => boolean,
+    skip?: (name: string) => "no" | "counted" | "uncounted",
   ): Uint8Array[] {
+    const uncounted: Entry[] = [];
     const counted: Entry[] = [];
     const taken: Uint8Array[] = [];
     let left = budgetBytes;
@@ -94,12 +95,14 @@ export class TransmitQueue {
       for (;;) {
         const entry = tier.popLongest(left - overheadPerMessage);
         if (entry === undefined) break;
-        counted.push(entry);
-        if (entry.name !== undefined && knows?.(entry.name) === true) continue;
+        const skipped = entry.name === undefined ? undefined : skip?.(entry.name);
+        (skipped === "uncounted" ? uncounted : counted).push(entry);
+        if (skipped === "counted" || skipped === "uncounted") continue;
         left -= entry.payload.length + overheadPerMessage;
         taken.push(entry.payload);
       }
     }
+    for (const entry of uncounted) this.#insert(entry);
     for (const entry of counted) {
       entry.transmissions++;
       if (entry.transmissions >= transmitLimit) this.#forget(entry);

@@ -18,6 +18,8 @@ interface Rumor {
   readonly sequence: number;
   /** Places that told us the same. */
   readonly knownAt: string[];
+  /** Sends saved by that so far: made up for, but only so often, as in a small cluster everybody may know. */
+  saved: number;
   readonly waiting: Waiting | undefined;
 }
 
@@ -25,9 +27,11 @@ interface Rumor {
 const MAX_KNOWN_AT = 8;
 
 /**
- * Membership broadcasts waiting for gossip (memberlist queue.go and broadcast.go). A place that is known to have
- * a broadcast (it told us the same, or has exchanged its whole state with us since) is not sent it again; that
- * counts as a transmission all the same, so a broadcast spreads as far as memberlist's, in fewer bytes.
+ * Membership broadcasts waiting for gossip (memberlist queue.go and broadcast.go).
+ *
+ * Beyond memberlist: a place that is known to have a broadcast is not sent it. If it has exchanged its whole state
+ * with us since, that counts as a transmission all the same: a storm of joins costs hardly any gossip. If it told
+ * us the same, the transmission is kept for somebody else: fewer members are missed by the same number of messages.
  */
 export class BroadcastQueue {
   readonly #queue: TransmitQueue;
@@ -35,10 +39,16 @@ export class BroadcastQueue {
   /** Place → everything queued up to this sequence is known there. Emptied with the queue. */
   readonly #synced = new Map<string, number>();
   readonly #retransmitMult: number;
+  readonly #skipInformed: boolean;
   #sequence = 0;
   #done: Waiting[] = [];
 
-  constructor(limits: { readonly maxBroadcasts: number; readonly retransmitMult: number }) {
+  constructor(limits: {
+    readonly maxBroadcasts: number;
+    readonly retransmitMult: number;
+    readonly skipInformed: boolean;
+  }) {
+    this.#skipInformed = limits.skipInformed;
     this.#retransmitMult = limits.retransmitMult;
     this.#queue = new TransmitQueue({ maxEntries: limits.maxBroadcasts }, (name) => this.#gone(name));
   }
@@ -72,7 +82,7 @@ export class BroadcastQueue {
     // First the bytes: what they replace reports back through #gone.
     this.#queue.queue(name, bytes);
     const knownAt = heardFrom === undefined ? [] : [heardFrom];
-    this.#rumors.set(name, { claim, sequence: ++this.#sequence, knownAt, waiting });
+    this.#rumors.set(name, { claim, sequence: ++this.#sequence, knownAt, saved: 0, waiting });
   }
 
   /** Somebody told us what we are telling: it need not be told. */
@@ -91,15 +101,20 @@ export class BroadcastQueue {
   /** Messages for one packet to `place`, each costing its length plus `overheadPerMessage`. */
   take(budgetBytes: number, overheadPerMessage: number, members: number, place: string): Uint8Array[] {
     if (this.#queue.length === 0) return [];
+    const limit = transmitLimit(this.#retransmitMult, members);
     const syncedTo = this.#synced.get(place) ?? 0;
+    const skip = (name: string): "no" | "counted" | "uncounted" => {
+      const rumor = this.#rumors.get(name);
+      if (rumor === undefined) return "no";
+      if (rumor.sequence <= syncedTo) return "counted";
+      if (!rumor.knownAt.includes(place)) return "no";
+      return ++rumor.saved > rumor.knownAt.length ? "counted" : "uncounted";
+    };
     const taken = this.#queue.take(
       budgetBytes,
       overheadPerMessage,
-      transmitLimit(this.#retransmitMult, members),
-      (name) => {
-        const rumor = this.#rumors.get(name);
-        return rumor !== undefined && (rumor.sequence <= syncedTo || rumor.knownAt.includes(place));
-      },
+      limit,
+      this.#skipInformed ? skip : undefined,
     );
     if (this.#queue.length === 0) this.#synced.clear();
     return taken;

@@ -61,6 +61,8 @@ export interface SwimConfig {
   readonly busyGossipIntervalMs: number;
   /** A first broadcast waits this long for company before it goes out. */
   readonly gossipDelayMs: number;
+  /** A member known to have a broadcast is not sent it; it counts as sent. */
+  readonly skipInformed: boolean;
   /** Join requests arriving within this time of each other are answered together, with all of them in the answer. */
   readonly joinBatchMs: number;
   /** Longest wait of the first one in such a batch. */
@@ -108,6 +110,7 @@ export const LAN: SwimConfig = {
   holdVerdictsMs: 30_000,
   busyGossipIntervalMs: 50,
   gossipDelayMs: 10,
+  skipInformed: true,
   joinBatchMs: 20,
   joinBatchMaxMs: 250,
   parallelJoins: 8,
@@ -160,7 +163,8 @@ export function likeMemberlist(config: SwimConfig): SwimConfig {
     verifyMs: 0,
     holdVerdictsMs: 0,
     busyGossipIntervalMs: config.gossipIntervalMs,
-    gossipDelayMs: 0,
+    gossipDelayMs: config.gossipIntervalMs / 2,
+    skipInformed: false,
     joinBatchMs: 0,
     parallelJoins: 1,
     reconnectIntervalMs: 0,

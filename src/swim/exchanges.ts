@@ -80,8 +80,12 @@ export class Exchanges {
     }
   }
 
+  /** A join under the number of one still under way adds to it. */
   join(request: number, addresses: readonly SocketAddr[]): void {
-    this.#joins.set(request, { waiting: [...addresses], underWay: new Set(), joined: 0 });
+    const join = this.#joins.get(request);
+    if (join === undefined)
+      this.#joins.set(request, { waiting: [...addresses], underWay: new Set(), joined: 0 });
+    else join.waiting.push(...addresses);
     this.#continueJoin(request);
   }
 
@@ -130,7 +134,7 @@ export class Exchanges {
     const refused = versionConflict(this.#context.members, nodes);
     let disputed: readonly Disputed[] = [];
     if (refused === undefined) {
-      const via: Via = { place, quiet: exchange.purpose === "join" && exchange.fresh };
+      const via: Via = { place, quiet: exchange.fresh && this.#wasBatched(nodes) };
       disputed = mergeNodes(this.#context, this.#claims, nodes, via, now);
       this.#context.queue.synced(place, exchange.sequence);
       if (exchange.request !== undefined) this.#introduce(exchange.request, nodes);
@@ -246,6 +250,12 @@ export class Exchanges {
     if (failure === undefined) join.joined++;
     this.#context.emit({ type: "join-result", request, address, failure });
     this.#continueJoin(request);
+  }
+
+  /** The answer lists us: it was made after our request was merged, for everybody who asked with us. */
+  #wasBatched(nodes: readonly PushPullNode[]): boolean {
+    const { self, config } = this.#context;
+    return config.joinBatchMs > 0 && nodes.some((node) => node.name === self.name);
   }
 
   /** Seeds of one join may be strangers to each other: those that a later one lacks are gossiped after all. */

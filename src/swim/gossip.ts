@@ -1,11 +1,13 @@
 import { after, instant, type Instant } from "../base/time.ts";
 import type { Context } from "./context.ts";
+import type { MemberRecord } from "./member.ts";
 
 /**
  * Gossip rounds (memberlist state.go, gossip): a few random members each get what fits into a packet.
  *
  * Beyond memberlist: rounds come faster while something waits, and none come while nothing does. How often each
- * broadcast is sent stays the same, so it spreads sooner in the same number of messages.
+ * broadcast is sent stays the same, so it spreads sooner in the same number of messages. Members take turns, in an
+ * order that is random at each node, so that a broadcast does not go to one twice before it went to all.
  */
 export class Gossip {
   readonly #context: Context;
@@ -35,12 +37,12 @@ export class Gossip {
   wake(now: Instant): void {
     if (this.#dueAt === undefined || now < this.#dueAt) return;
     const { config, members, self } = this.#context;
-    const targets = members.pick(
-      config.gossipNodes,
-      (member) =>
-        member !== self &&
-        (member.present || (member.state === "dead" && now - member.changedAt <= config.gossipToTheDeadMs)),
-    );
+    const fits = (member: MemberRecord): boolean =>
+      member !== self &&
+      (member.present || (member.state === "dead" && now - member.changedAt <= config.gossipToTheDeadMs));
+    const targets = config.skipInformed
+      ? members.nextInTurn(config.gossipNodes, fits)
+      : members.pick(config.gossipNodes, fits);
     for (const target of targets) if (this.#pending()) this.#context.sendGossip(target);
     this.#lastAt = now;
     const paceMs = targets.length > 0 ? config.busyGossipIntervalMs : config.gossipIntervalMs;

@@ -110,6 +110,7 @@ export class MemberTable {
   readonly #order: MemberRecord[] = [];
   readonly #random: Random;
   #alive = 0;
+  #turn = 0;
 
   constructor(random: Random) {
     this.#random = random;
@@ -187,6 +188,17 @@ export class MemberTable {
     for (let draws = 0; draws < 3 * size && picked.length < count; draws++) {
       const member = this.#order[randomInt(this.#random, size)];
       if (member !== undefined && fits(member) && !picked.includes(member)) picked.push(member);
+    }
+    return picked;
+  }
+
+  /** Up to `count` members that `fits`, in turn: the same one comes again only after all others. */
+  nextInTurn(count: number, fits: (member: MemberRecord) => boolean): MemberRecord[] {
+    const picked: MemberRecord[] = [];
+    for (let seen = 0; seen < this.#order.length && picked.length < count; seen++) {
+      this.#turn = (this.#turn + 1) % this.#order.length;
+      const member = this.#order[this.#turn];
+      if (member !== undefined && fits(member)) picked.push(member);
     }
     return picked;
   }
