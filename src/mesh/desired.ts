@@ -67,18 +67,21 @@ export interface PortConflict {
   readonly loser: ServiceId;
 }
 
-/** A port that is served on this node now: by translation for IPv4, by the relay for IPv6. */
+/** A published port with at least one backend on this node: IPv4 is translated, IPv6 relayed. */
 export interface ServedPort {
   readonly protocol: MeshProtocol;
   readonly port: number;
   readonly address?: IpAddr;
+  readonly affinity: Service["affinity"];
+  /** Where the relay connects to: ingress addresses and target ports. */
+  readonly backends: readonly { readonly endpoint: EndpointId; readonly ip: IpAddr; readonly port: number }[];
 }
 
 export interface MeshDesired {
   /** Key `HOST`, or the path of a sandbox. */
   readonly namespaces: ReadonlyMap<string, NamespaceState>;
   readonly conflicts: readonly PortConflict[];
-  /** Ports with at least one backend, of which the IPv6 relay serves those without address or with an IPv6 one. */
+  /** Same objects as before where nothing changed. */
   readonly served: readonly ServedPort[];
   /** Where flows may be going, per service; ascending by service. `flows.ts` finds those that have ended. */
   readonly flows: readonly FlowGroup[];
@@ -294,7 +297,7 @@ function serviceBlocks(
     // A host port is published where a backend runs and nowhere else.
     if (port.mode === "host" && backends.length === 0) continue;
     if (port.address !== undefined && !isIpv4(port.address)) {
-      if (backends.length > 0) served.push(servedPort(port));
+      if (backends.length > 0) served.push(servedPort(service, port, backends));
       continue;
     }
     const protocol = PROTOCOL_NUMBERS[port.protocol];
@@ -305,7 +308,7 @@ function serviceBlocks(
     const [verdicts, slots] = port.address === undefined ? [PORTS, SLOTS] : [ADDRESS_PORTS, ADDRESS_SLOTS];
     rows.get(verdicts)?.push([...key, pickIndex(backends.length, service.affinity)]);
     if (backends.length === 0) continue;
-    served.push(servedPort(port));
+    served.push(servedPort(service, port, backends));
     const names = backends.map(({ endpoint }) => endpoint);
     for (const { slot, owner } of ownedSlots(names, service.id)) {
       const backend = backends[owner];
@@ -399,7 +402,19 @@ function isFirst(a: EndpointId, b: EndpointId): boolean {
   return a < b;
 }
 
-function servedPort(port: PublishedPort): ServedPort {
+function servedPort(
+  service: Service,
+  port: PublishedPort,
+  backends: readonly ReachableBackend[],
+): ServedPort {
+  return {
+    ...portOf(port),
+    affinity: service.affinity,
+    backends: backends.map(({ endpoint, ingressIp }) => ({ endpoint, ip: ingressIp, port: port.target })),
+  };
+}
+
+function portOf(port: PublishedPort): Pick<ServedPort, "protocol" | "port" | "address"> {
   const { protocol, published, address } = port;
   return { protocol, port: published, ...(address === undefined ? {} : { address }) };
 }
@@ -425,7 +440,7 @@ function claimPorts(services: readonly Service[]): Claims {
         owners.set(key, service.id);
         return true;
       }
-      if (winner !== service.id) conflicts.push({ ...servedPort(port), winner, loser: service.id });
+      if (winner !== service.id) conflicts.push({ ...portOf(port), winner, loser: service.id });
       return false;
     });
     if (kept.length !== service.ports.length) ports.set(service.id, kept);

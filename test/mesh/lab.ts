@@ -275,12 +275,19 @@ export class LabBackend {
   }
 }
 
+export interface ConnectOptions {
+  readonly localPort?: number;
+  readonly from?: string;
+  /** When to call it silence. */
+  readonly timeoutMs?: number;
+}
+
 /** A TCP connection from inside `netns`. Rejects with the socket's error. */
 export function connectTcp(
   netns: Netns,
   host: string,
   port: number,
-  options: { readonly localPort?: number; readonly from?: string } = {},
+  options: ConnectOptions = {},
 ): Promise<TcpClient> {
   const fd = netns.bindTcp(parseIp(options.from ?? (host.includes(":") ? "::" : "0.0.0.0")), {
     port: options.localPort ?? 0,
@@ -289,8 +296,10 @@ export function connectTcp(
   const socket = new Socket({ fd });
   return new Promise((resolve, reject) => {
     socket.once("error", reject);
-    // Long enough for any machine: only a rule that drops instead of refusing gets here.
-    socket.setTimeout(10_000, () => socket.destroy(new Error(`no answer from ${host}:${port}`)));
+    // The default is long enough for any machine: only a rule that drops instead of refusing gets here.
+    socket.setTimeout(options.timeoutMs ?? 10_000, () =>
+      socket.destroy(new Error(`no answer from ${host}:${port}`)),
+    );
     socket.connect({ host, port }, () => {
       socket.removeListener("error", reject);
       resolve(new TcpClient(socket));
@@ -345,7 +354,7 @@ export async function greet(
   netns: Netns,
   host: string,
   port: number,
-  options: { readonly localPort?: number; readonly from?: string } = {},
+  options: ConnectOptions = {},
 ): Promise<string> {
   const client = await connectTcp(netns, host, port, options);
   try {
