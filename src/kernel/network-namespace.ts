@@ -206,6 +206,11 @@ export class NetworkNamespace {
     };
   }
 
+  /**
+   * Only links whose lower device or peer is in this namespace count. The register holds strangers, too: listing a
+   * namespace's veth links gives an id to the namespaces of their peers (rtnl_fill_link_netnsid allocates), and one
+   * of those may be another host's, with links of its own in a network of the same id.
+   */
   #listSandboxes(): SandboxLinks[] {
     const ids = this.socket.dump(
       "list namespace ids",
@@ -215,7 +220,10 @@ export class NetworkNamespace {
     const sandboxes: SandboxLinks[] = [];
     for (const nsid of ids) {
       try {
-        const links = listLinks(this.socket, nsid).filter((link) => ENDPOINT_KINDS.includes(link.kind));
+        const all = listLinks(this.socket, nsid);
+        // Asked after the list, which is what gives this namespace an id in its own eyes.
+        const own = this.idOf(this.netns);
+        const links = all.filter((link) => ENDPOINT_KINDS.includes(link.kind) && link.linkNetnsId === own);
         const addresses = links.length === 0 ? [] : listAddresses(this.socket, nsid);
         sandboxes.push({ nsid, links, addresses });
       } catch (error) {
