@@ -1,5 +1,5 @@
 /**
- * Two hosts joined by a veth pair, one endpoint on each, one overlay network between them: each side with the
+ * Two hosts joined by a bridge, one endpoint on each, one overlay network between them: each side with the
  * kernel's VXLAN device or with the userspace engine. For the engine's tests and its benchmark.
  */
 import { execFileSync, spawn, type ChildProcess } from "node:child_process";
@@ -154,8 +154,16 @@ export class EngineLab implements Disposable {
   }
 
   #underlay(): void {
-    const [a, b] = [this.#namespace(this.host(0)), this.#namespace(this.host(1))];
-    ip("-n", a, "link", "add", "u0", "type", "veth", "peer", "name", "u0", "netns", b);
+    this.#namespace(this.host(0));
+    this.#namespace(this.host(1));
+    const wire = this.#namespace(`${this.#prefix}-w`);
+    ip("-n", wire, "link", "add", "name", "br0", "type", "bridge");
+    ip("-n", wire, "link", "set", "br0", "up");
+    for (const side of [0, 1] as const) {
+      const port = `p${side}`;
+      ip("-n", this.host(side), "link", "add", "u0", "type", "veth", "peer", "name", port, "netns", wire);
+      ip("-n", wire, "link", "set", port, "master", "br0", "up");
+    }
     for (const side of [0, 1] as const) {
       const length = this.#options.underlay === "ipv6" ? 64 : 24;
       ip(
