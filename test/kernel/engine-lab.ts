@@ -86,6 +86,11 @@ export class EngineLab implements Disposable {
     return `${this.#prefix}-e${side}`;
   }
 
+  /** Where the overlay device is. */
+  overlay(side: 0 | 1): string {
+    return `${this.#prefix}-o${side}`;
+  }
+
   /** Runs a program in a namespace and returns what it printed. Throws when it fails. */
   run(namespace: string, program: string, ...args: string[]): string {
     return execFileSync("ip", ["netns", "exec", namespace, program, ...args], {
@@ -182,7 +187,7 @@ export class EngineLab implements Disposable {
 
   #side(side: 0 | 1): Engine | undefined {
     const kind = this.#options.sides[side];
-    const overlay = this.#namespace(`${this.#prefix}-o${side}`);
+    const overlay = this.#namespace(this.overlay(side));
     const endpoint = this.#namespace(this.endpoint(side));
     const engine = kind === "engine" ? this.#engine(side, overlay) : undefined;
     if (kind === "kernel") this.#vxlan(side, overlay);
@@ -245,7 +250,8 @@ export class EngineLab implements Disposable {
 
   /** As Docker makes it: in the host's namespace, for its UDP socket, then moved. */
   #vxlan(side: 0 | 1, overlay: string): void {
-    const family = this.#options.underlay === "ipv6" ? ["group", "::"] : [];
+    // Of the IPv6 family by its local address; Docker writes `group ::`, which newer iproute2 refuses.
+    const family = this.#options.underlay === "ipv6" ? ["local", this.vtep(side)] : [];
     ip(
       "-n",
       this.host(side),
