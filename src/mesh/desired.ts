@@ -98,11 +98,12 @@ export class MeshPlanner {
   #skeletons = new Map<string, Skeleton>();
   #nodeGroup: { readonly facts: string; readonly group: BlockGroup } | undefined;
   #claims: Claims | undefined;
+  #masked: { readonly parts: readonly ServiceBlocks["masked"][]; readonly group: BlockGroup } | undefined;
 
   desired(input: MeshInput): MeshDesired {
     const services = sortedById(input.services);
     const claims = this.#claim(services);
-    const blocks = this.#blocks(services, claims, input.node.keepClientAddress);
+    const blocks = this.#blocks(services, claims);
     const namespaces = new Map<string, NamespaceState>();
     namespaces.set(HOST, this.#host(input.node, blocks));
     const targets = targetsByAddress(blocks);
@@ -137,7 +138,7 @@ export class MeshPlanner {
     return claims;
   }
 
-  #blocks(services: readonly Service[], claims: Claims, keep: boolean): ServiceBlocks[] {
+  #blocks(services: readonly Service[], claims: Claims): ServiceBlocks[] {
     const previous = this.#services;
     const blocks: ServiceBlocks[] = [];
     const changed: ServiceBlocks[] = [];
@@ -147,7 +148,6 @@ export class MeshPlanner {
       const vips = claims.vips.get(service.id) ?? service.vips;
       if (
         before !== undefined &&
-        before.keep === keep &&
         (before.ports === ports || samePorts(before.ports, ports)) &&
         (before.vips === vips || sameVips(before.vips, vips)) &&
         (before.service === service || sameService(before.service, service))
@@ -155,7 +155,7 @@ export class MeshPlanner {
         blocks.push(before);
         continue;
       }
-      const made = serviceBlocks(service, ports, vips, keep);
+      const made = serviceBlocks(service, ports, vips);
       blocks.push(made);
       changed.push(made);
     }
@@ -178,8 +178,27 @@ export class MeshPlanner {
     }
     if (skeleton === undefined) return { sysctls };
     const groups: BlockGroup[] = [this.#nodeBlocks(node)];
-    if (node.ingress !== undefined) for (const of of blocks) if (of.host !== undefined) groups.push(of.host);
+    if (node.ingress !== undefined) {
+      // Without client addresses at all, the skeleton translates every source and asks no set.
+      groups.push(this.#maskedBlocks(node.keepClientAddress ? blocks : []));
+      for (const of of blocks) if (of.host !== undefined) groups.push(of.host);
+    }
     return { sysctls, ruleset: { skeleton, groups } };
+  }
+
+  /** One group for all services: two may name the same backend, for rows come from other nodes. */
+  #maskedBlocks(blocks: readonly ServiceBlocks[]): BlockGroup {
+    const parts = blocks.filter(({ masked }) => masked.length > 0).map(({ masked }) => masked);
+    const last = this.#masked;
+    if (
+      last !== undefined &&
+      last.parts.length === parts.length &&
+      parts.every((part, i) => part === last.parts[i])
+    )
+      return last.group;
+    const group = { id: MASKED_GROUP, blocks: [block(MASKED, parts.flat())] };
+    this.#masked = { parts, group };
+    return group;
   }
 
   #nodeBlocks(node: NodeFacts): BlockGroup {
@@ -210,11 +229,21 @@ export class MeshPlanner {
     sandbox: Sandbox,
     node: NodeFacts,
     targets: ReadonlyMap<IpAddr, readonly (readonly number[])[]>,
-    vips: ReadonlyMap<NetworkId, readonly BlockGroup[]>,
+    vips: ReadonlyMap<NetworkId, readonly VipGroup[]>,
   ): NamespaceState | undefined {
     const groups: BlockGroup[] = [];
     const networks = new Set(sandbox.legs.map(({ network }) => network));
-    for (const network of networks) for (const group of vips.get(network) ?? []) groups.push(group);
+    const addresses = new Set<IpAddr>();
+    for (const network of networks) {
+      for (const { ip, group } of vips.get(network) ?? []) {
+        // Two networks that overlap may have the same VIP: inside one namespace the first network's counts.
+        if (networks.size > 1) {
+          if (addresses.has(ip)) continue;
+          addresses.add(ip);
+        }
+        groups.push(group);
+      }
+    }
     const hasVips = groups.length > 0;
     const facts = [sandbox.ingress?.interface, node.ingress?.subnet, sandbox.defaultSource, hasVips];
     const own = sandbox.ingress?.ip === sandbox.defaultSource;
@@ -257,6 +286,8 @@ export class MeshPlanner {
   }
 }
 
+/** Between the node's own group, whose id is empty, and the services', which begin with a letter or digit. */
+const MASKED_GROUP = "!masked";
 /** Bound of the cache: sandboxes with distinct facts beyond it are built again. */
 const SKELETONS_MAX = 256;
 
@@ -266,14 +297,21 @@ interface ServiceBlocks {
   /** Those it won. */
   readonly ports: readonly PublishedPort[];
   readonly vips: readonly VirtualIp[];
-  readonly keep: boolean;
+  /** Rows for backends that must not see the client's address. */
+  readonly masked: readonly (readonly number[])[];
   /** Host table; undefined when it publishes nothing here. */
   readonly host: BlockGroup | undefined;
-  readonly vipGroups: readonly { readonly network: NetworkId; readonly group: BlockGroup }[];
+  readonly vipGroups: readonly VipGroup[];
   readonly flows: FlowGroup;
   readonly served: readonly ServedPort[];
   /** Target ports by the ingress address of a local backend. */
   readonly targets: readonly { readonly ip: IpAddr; readonly row: readonly number[] }[];
+}
+
+interface VipGroup {
+  readonly network: NetworkId;
+  readonly ip: IpAddr;
+  readonly group: BlockGroup;
 }
 
 const PROTOCOL_NUMBERS = { tcp: 6, udp: 17 } as const;
@@ -282,14 +320,14 @@ function serviceBlocks(
   service: Service,
   ports: readonly PublishedPort[],
   vips: readonly VirtualIp[],
-  keep: boolean,
 ): ServiceBlocks {
-  const keepClient = keep && service.keepClientAddress !== false;
+  const keepClient = service.keepClientAddress !== false;
   const reachable = distinctByIngressIp(service.backends);
   const usable = usableBackends(reachable);
   const rows = new Map<SetDefinition, number[][]>(
-    [PORTS, ADDRESS_PORTS, SLOTS, ADDRESS_SLOTS, MASKED].map((set) => [set, []]),
+    [PORTS, ADDRESS_PORTS, SLOTS, ADDRESS_SLOTS].map((set) => [set, []]),
   );
+  const masked: number[][] = [];
   const served: ServedPort[] = [];
   for (const port of ports) {
     const backends =
@@ -315,10 +353,9 @@ function serviceBlocks(
       if (backend !== undefined)
         rows.get(slots)?.push([...key, slot, ipv4ToNumber(backend.ingressIp), port.target]);
     }
-    // Draining backends too: their established flows are already translated, but new ones may still come.
     for (const backend of backends) {
       if (!keepClient || !backend.capable)
-        rows.get(MASKED)?.push([ipv4ToNumber(backend.ingressIp), protocol, port.target]);
+        masked.push([ipv4ToNumber(backend.ingressIp), protocol, port.target]);
     }
   }
   const blocks = [...rows].filter(([, of]) => of.length > 0).map(([set, of]) => block(set, of));
@@ -331,7 +368,7 @@ function serviceBlocks(
     service,
     ports,
     vips,
-    keep,
+    masked,
     host: blocks.length === 0 ? undefined : { id: service.id, blocks },
     vipGroups:
       service.endpointMode === "dnsrr" ? [] : vips.map((vip) => vipBlocks(service, vip.network, vip.ip)),
@@ -341,11 +378,7 @@ function serviceBlocks(
   };
 }
 
-function vipBlocks(
-  service: Service,
-  network: NetworkId,
-  vip: IpAddr,
-): { readonly network: NetworkId; readonly group: BlockGroup } {
+function vipBlocks(service: Service, network: NetworkId, vip: IpAddr): VipGroup {
   const key = ipv4ToNumber(vip);
   const backends = usableBackends(service.backends.filter((backend) => backend.network === network));
   const slots = ownedSlots(
@@ -358,7 +391,7 @@ function vipBlocks(
     blocks.push(block(VIP_SLOTS, rows));
   }
   // A sandbox on two networks of one service holds two groups of it: their ids must differ.
-  return { network, group: { id: `${service.id}/${network}`, blocks } };
+  return { network, ip: vip, group: { id: `${service.id}/${network}`, blocks } };
 }
 
 /** Ready ones; of those the ones this node trusts; if there is none, what is left. Ascending by endpoint. */
@@ -469,13 +502,13 @@ function targetsByAddress(
   return targets;
 }
 
-function vipGroups(blocks: readonly ServiceBlocks[]): ReadonlyMap<NetworkId, readonly BlockGroup[]> {
-  const groups = new Map<NetworkId, BlockGroup[]>();
+function vipGroups(blocks: readonly ServiceBlocks[]): ReadonlyMap<NetworkId, readonly VipGroup[]> {
+  const groups = new Map<NetworkId, VipGroup[]>();
   for (const of of blocks) {
-    for (const { network, group } of of.vipGroups) {
-      const list = groups.get(network);
-      if (list === undefined) groups.set(network, [group]);
-      else list.push(group);
+    for (const vip of of.vipGroups) {
+      const list = groups.get(vip.network);
+      if (list === undefined) groups.set(vip.network, [vip]);
+      else list.push(vip);
     }
   }
   return groups;
