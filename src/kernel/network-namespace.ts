@@ -87,7 +87,10 @@ export class NetworkNamespace {
     links.subscribe({
       groups: [RTNLGRP.link, RTNLGRP.ipv4Address, RTNLGRP.ipv6Address, RTNLGRP.namespaceId],
       allNamespaces: true,
-      onMessage: linksChanged,
+      // A new id is no news of links, and our own listing of other namespaces makes the kernel give some.
+      onMessage: (message) => {
+        if (message.type !== RTM.newNamespaceId) linksChanged();
+      },
       onOverrun: linksChanged,
     });
     this.#events = { entries, links };
