@@ -22,6 +22,7 @@ import { Agent, aliveAddresses, systemRandom } from "./agent.ts";
 import { readIfPresent, writeAtomically } from "./atomic-file.ts";
 import { loadConfig, type Config } from "./config.ts";
 import { ControlServer } from "./control-server.ts";
+import { DnsRunner } from "./dns-runner.ts";
 import { Endpoints } from "./endpoints.ts";
 import { GossipLoop, type AgentEffect } from "./gossip-loop.ts";
 import { createHandlers } from "./handlers.ts";
@@ -98,7 +99,8 @@ async function runLocked(
   });
   const views = new Views(agent);
   const mesh = new MeshRunner(agent);
-  agent.dependents.push(mesh);
+  const dns = new DnsRunner(agent, random);
+  agent.dependents.push(mesh, dns);
   const keyring = new Keys(agent, (text) => writeAtomically(config.keyringFile, text));
   agent.onQuestion = (body) => {
     const question = keyQuestion.safeParse(body);
@@ -145,6 +147,7 @@ async function runLocked(
   rememberPeers(peersFile, loop);
   await Promise.all([control.close(), joining]);
   await leave(agent);
+  dns.close();
   mesh.close();
   agent.close();
   await loop.close();
