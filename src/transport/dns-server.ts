@@ -90,9 +90,13 @@ export class DnsUpstream {
     socket.on("error", () => this.#fail(exchange));
     socket.on("message", (answer) => this.#onAnswer(exchange, plainBytes(answer)));
     // Connected, so that only this server can answer and a closed port is heard at once.
-    socket.connect(53, server, () => {
-      if (this.#exchanges.has(exchange))
-        socket.send(bytes, (error) => (error ? this.#fail(exchange) : undefined));
+    // The callback gets the error of a connect that failed, which the types do not know.
+    socket.connect(53, server, (error?: Error) => {
+      if (!this.#exchanges.has(exchange)) return;
+      if (error !== undefined && error !== null) return this.#fail(exchange);
+      socket.send(bytes, (failed) => {
+        if (failed) this.#fail(exchange);
+      });
     });
   }
 
