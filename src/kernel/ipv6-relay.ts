@@ -12,7 +12,7 @@ import { createServer, createConnection, type Server, type Socket } from "node:n
 import { errorText } from "../base/error.ts";
 import { isIpv4 } from "../base/ip.ts";
 import { hashText } from "../mesh/choice.ts";
-import type { ServedPort } from "../mesh/desired.ts";
+import type { ServedPort } from "../mesh/service-blocks.ts";
 
 /** Per port; protects this process from a flood. Beyond it TCP connections are closed, datagrams dropped. */
 const FLOWS_MAX = 4096;
@@ -30,16 +30,22 @@ export interface RelayProblem {
 export class Ipv6Relay implements Disposable {
   readonly #listeners = new Map<string, Listener>();
   readonly #onProblem: (problem: RelayProblem) => void;
+  #served: readonly (readonly ServedPort[])[] | undefined;
 
   /** `onProblem` hears why a port cannot be listened on; it is tried again at the next update. */
   constructor(onProblem: (problem: RelayProblem) => void) {
     this.#onProblem = onProblem;
   }
 
-  /** Serves exactly these ports; those published on an IPv4 address only are not ours. */
-  update(served: readonly ServedPort[]): void {
+  /**
+   * Serves exactly these ports; those published on an IPv4 address only are not ours. The list as the mesh gives
+   * it, per service: nothing is done when it is the same array as before and no port failed.
+   */
+  update(served: readonly (readonly ServedPort[])[]): void {
+    if (served === this.#served) return;
+    this.#served = served;
     const wanted = new Map<string, ServedPort>();
-    for (const port of served) {
+    for (const port of served.flat()) {
       if (port.address !== undefined && isIpv4(port.address)) continue;
       wanted.set(`${port.protocol} ${port.port} ${port.address ?? "::"}`, port);
     }
@@ -56,6 +62,7 @@ export class Ipv6Relay implements Disposable {
       }
       const failed = (error: Error): void => {
         this.#listeners.delete(key);
+        this.#served = undefined;
         this.#onProblem({
           port,
           text: `listen on [${port.address ?? "::"}]:${port.port}/${port.protocol}: ${errorText(error)}`,

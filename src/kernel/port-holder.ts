@@ -11,6 +11,7 @@
 import { closeSync, readdirSync, readFileSync, readlinkSync } from "node:fs";
 import { errorCode } from "../base/error.ts";
 import { type IpAddr, isIpv4, parseIp } from "../base/ip.ts";
+import type { NodePort } from "../mesh/claims.ts";
 import type { MeshProtocol } from "../mesh/input.ts";
 import { Netns } from "./netns.ts";
 
@@ -20,13 +21,6 @@ export interface PortHolder {
   /** Absent when the socket's owner cannot be seen: another pid namespace, or too few rights. */
   readonly pid?: number;
   readonly command?: string;
-}
-
-export interface Port {
-  readonly protocol: MeshProtocol;
-  readonly port: number;
-  /** Absent: every address. */
-  readonly address?: IpAddr;
 }
 
 /** `port 8000/tcp is held by nginx (pid 12)`. */
@@ -51,7 +45,7 @@ export class PortGuard implements Disposable {
   }
 
   /** Who would lose the port; undefined when it is free, or is ours already. */
-  holderOf(port: Port): PortHolder | undefined {
+  holderOf(port: NodePort): PortHolder | undefined {
     if (this.#reserved.has(keyOf(port))) return undefined;
     const addresses = port.address === undefined ? [ANY4, ANY6] : [port.address];
     if (addresses.every((address) => this.#isFree(port.protocol, address, port.port))) return undefined;
@@ -61,14 +55,14 @@ export class PortGuard implements Disposable {
   }
 
   /** Holds exactly these ports from now on; returns those that somebody else holds. IPv6 addresses are skipped. */
-  reserve(ports: readonly Port[]): Port[] {
+  reserve(ports: readonly NodePort[]): NodePort[] {
     const wanted = new Map(ports.filter(isReservable).map((port) => [keyOf(port), port]));
     for (const [key, fd] of this.#reserved) {
       if (wanted.has(key)) continue;
       closeSync(fd);
       this.#reserved.delete(key);
     }
-    const taken: Port[] = [];
+    const taken: NodePort[] = [];
     for (const [key, port] of wanted) {
       if (this.#reserved.has(key)) continue;
       const fd = this.#bind(port.protocol, port.address ?? ANY4, port.port, false);
@@ -109,11 +103,11 @@ export class PortGuard implements Disposable {
   }
 }
 
-function isReservable(port: Port): boolean {
+function isReservable(port: NodePort): boolean {
   return port.address === undefined || isIpv4(port.address);
 }
 
-function keyOf(port: Port): string {
+function keyOf(port: NodePort): string {
   return `${port.protocol} ${port.port} ${port.address ?? ""}`;
 }
 

@@ -7,6 +7,8 @@ import {
   FALLBACK_RULE_PRIORITY,
   FALLBACK_TABLE,
   MARK_RULE_PRIORITY,
+  planReturnPath,
+  type ReturnPath,
   type ReturnPathStep,
 } from "../mesh/return-path.ts";
 import { NetlinkBatch, NLM_F } from "../wire/netlink/message.ts";
@@ -30,6 +32,16 @@ const ROUTE_PROTOCOL = 110;
 const ALL_BITS = 0xffffffff;
 /** An address of nobody (RFC 5737): the route to it is the route to any stranger. */
 const STRANGER = parseIp("198.51.100.1");
+
+/** Reads, plans and applies in a sandbox; what was done, nothing when all agreed. @throws NetError */
+export function reconcileReturnPath(
+  socket: NetlinkSocket,
+  desired: ReturnPath | undefined,
+): readonly ReturnPathStep[] {
+  const steps = planReturnPath(desired, readReturnPath(socket));
+  if (steps.length > 0) applyReturnPath(socket, steps);
+  return steps;
+}
 
 /** `socket` is a route socket inside the sandbox. @throws NetError */
 export function readReturnPath(socket: NetlinkSocket): ActualReturnPath {

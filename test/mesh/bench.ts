@@ -34,9 +34,11 @@ async function measure(size: number): Promise<void> {
     using keeper = new NftTableKeeper(netns);
     const before = slabBytes();
     const [ruleset, decideMs] = timed(desired);
+    const cpuBefore = process.cpuUsage();
     const startedAt = performance.now();
     const { plan } = await keeper.reconcile(ruleset);
     const loadMs = performance.now() - startedAt;
+    const cpu = process.cpuUsage(cpuBefore);
     const memory = slabBytes() - before;
     const figures: Record<"decide" | "apply", number[]> = { decide: [], apply: [] };
     for (let change = 0; change < CHANGES; change++) {
@@ -59,7 +61,7 @@ async function measure(size: number): Promise<void> {
         `${size} services × 10 backends`,
         `${planSize(plan).added} elements`,
         `decided in ${decideMs.toFixed(0)} ms`,
-        `loaded in ${loadMs.toFixed(0)} ms`,
+        `loaded in ${loadMs.toFixed(0)} ms (${((cpu.user + cpu.system) / 1000).toFixed(0)} ms of CPU)`,
         `${(memory / 2 ** 20).toFixed(1)} MB of kernel slab`,
         `one backend changed: decide ${median(figures.decide).toFixed(2)} ms, plan and apply ${median(figures.apply).toFixed(2)} ms (medians of ${CHANGES})`,
         `read back and sorted in ${readMs.toFixed(0)} ms`,

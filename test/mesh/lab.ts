@@ -15,11 +15,10 @@ import { Conntrack } from "../../src/kernel/conntrack.ts";
 import { NetlinkSocket } from "../../src/kernel/netlink-socket.ts";
 import { Netns } from "../../src/kernel/netns.ts";
 import { NftTableKeeper, type NftOutcome } from "../../src/kernel/nft.ts";
-import { applyReturnPath, readDefaultSource, readReturnPath } from "../../src/kernel/return-path.ts";
+import { readDefaultSource, reconcileReturnPath } from "../../src/kernel/return-path.ts";
 import { HOST, type MeshDesired, MeshPlanner } from "../../src/mesh/desired.ts";
 import { planPurges, type FlowGroup } from "../../src/mesh/flows.ts";
 import type { Backend, EntryNode, MeshProtocol, Sandbox, Service } from "../../src/mesh/input.ts";
-import { planReturnPath } from "../../src/mesh/return-path.ts";
 
 export const BLUE = networkId("blue");
 export const INGRESS_SUBNET = parseCidr("10.255.0.0/24");
@@ -185,7 +184,7 @@ export class LabNode {
       for (const [name, value] of state.sysctls) netns.writeSysctl(name, value);
       if (state.returnPath !== undefined) {
         using socket = new NetlinkSocket("route", netns);
-        applyReturnPath(socket, planReturnPath(state.returnPath, readReturnPath(socket)));
+        reconcileReturnPath(socket, state.returnPath);
       }
       let keeper = this.keepers.get(namespace);
       if (keeper === undefined) this.keepers.set(namespace, (keeper = new NftTableKeeper(netns)));

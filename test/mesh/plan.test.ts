@@ -79,7 +79,7 @@ test("the first service by id has a port that two publish, and the loser is name
   const { conflicts, served } = new MeshPlanner().desired({ ...BASE, services: [clash, a] });
   assert.deepEqual(conflicts, [{ protocol: "tcp", port: 1001, winner: a.id, loser: b.id }]);
   assert.deepEqual(
-    served.map(({ backends }) => backends.map(({ endpoint }) => endpoint)),
+    served.flat().map(({ backends }) => backends.map(({ endpoint }) => endpoint)),
     [["e1-0"]],
   );
 });

@@ -8,7 +8,7 @@ import { endpointId } from "../../src/base/id.ts";
 import { parseIp } from "../../src/base/ip.ts";
 import { Ipv6Relay } from "../../src/kernel/ipv6-relay.ts";
 import { holderText, PortGuard } from "../../src/kernel/port-holder.ts";
-import type { ServedPort } from "../../src/mesh/desired.ts";
+import type { ServedPort } from "../../src/mesh/service-blocks.ts";
 
 test("a port that a process listens on names its holder", async () => {
   const listen =
@@ -71,7 +71,7 @@ test("the relay carries TCP and UDP from ::1 to IPv4 backends, past one that doe
     backends: withGone ? [...backends, gone] : backends,
   });
   const relay = new Ipv6Relay(({ text }) => assert.fail(text));
-  relay.update([served("tcp", true), served("udp", false)]);
+  relay.update([[served("tcp", true)], [served("udp", false)]]);
   for (let i = 0; i < 8; i++) assert.equal(await readAll(port), "hello over tcp");
   const client = createSocket("udp6");
   const answer = new Promise<string>((resolve) =>
