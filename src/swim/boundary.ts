@@ -45,8 +45,16 @@ export type SwimInput =
     }
   /** Any other stream we dialled was refused (bulk sync, for one): a hint that the process there is gone. */
   | { readonly type: "peer-refused"; readonly address: SocketAddr }
-  /** Push/pull with every address, several at once; one `join-result` for each, then `join-done`. */
-  | { readonly type: "join"; readonly request: number; readonly addresses: readonly SocketAddr[] }
+  /**
+   * Push/pull with every address, several at once; one `join-result` for each, then `join-done`. With `keepTrying`
+   * they are remembered, and tried again whenever no member is seen there: heals islands that never met.
+   */
+  | {
+      readonly type: "join";
+      readonly request: number;
+      readonly addresses: readonly SocketAddr[];
+      readonly keepTrying?: boolean;
+    }
   /** Gives up what is still under way of a join; addresses without a result get one, then `join-done`. */
   | { readonly type: "cancel-join"; readonly request: number }
   /** Says goodbye; `leave-done` follows. The node keeps answering, and cannot join again. */

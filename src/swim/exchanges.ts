@@ -4,13 +4,17 @@ import type { PushPullNode } from "../wire/memberlist/stream.ts";
 import type { StreamFailure } from "./boundary.ts";
 import type { Claims, Via } from "./claims.ts";
 import type { Context } from "./context.ts";
-import type { Identity, MemberRecord } from "./member.ts";
+import type { MemberRecord } from "./member.ts";
 import { aliveClaim, mergeNodes, versionConflict, type Disputed } from "./push-pull.ts";
 
 /** Answers kept back at a time, and exchanges of our own besides joins. Protects memory and sockets. */
 const MAX_ANSWERS = 127;
 const MAX_REFRESHES = 8;
 const UNSCALED_MEMBERS = 32;
+/** A stranger that pings us has so long to become known by gossip. */
+const STRANGER_PATIENCE_MS = 3_000;
+/** Until the first exchange: what gossip alone tells a newcomer is only news, never the whole. */
+const FIRST_EXCHANGE_MS = 2_000;
 
 interface Exchange {
   readonly purpose: "periodic" | "join" | "reconnect" | "refresh";
@@ -50,6 +54,8 @@ export class Exchanges {
   readonly #joins = new Map<number, Join>();
   #nextId = 1;
   #nextPeriodicAt: Instant | undefined;
+  #exchanged = false;
+  #stranger: { readonly name: string; readonly address: SocketAddr; readonly dueAt: Instant } | undefined;
   /** Streams waiting for the answer of their batch. */
   readonly #answers = new Map<number, { readonly join: boolean; readonly place: string | undefined }>();
   #batchSince: Instant | undefined;
@@ -63,15 +69,20 @@ export class Exchanges {
   start(now: Instant): void {
     const { pushPullIntervalMs } = this.#context.config;
     const randomMs = this.#context.random.next() * pushPullIntervalMs;
-    this.#nextPeriodicAt = after(now, randomMs + this.#periodMs());
+    this.#nextPeriodicAt = after(now, this.#impatient() ? FIRST_EXCHANGE_MS : randomMs + this.#periodMs());
   }
 
   nextWakeup(): Instant | undefined {
-    return earliest(this.#nextPeriodicAt, this.#batchDueAt);
+    return earliest(this.#nextPeriodicAt, this.#batchDueAt, this.#stranger?.dueAt);
   }
 
   wake(now: Instant): void {
     if (this.#batchDueAt !== undefined && now >= this.#batchDueAt) this.#answerBatch();
+    if (this.#stranger !== undefined && now >= this.#stranger.dueAt) {
+      const { name, address } = this.#stranger;
+      this.#stranger = undefined;
+      if (this.#context.members.get(name) === undefined) this.#open("refresh", address, false, undefined);
+    }
     if (this.#nextPeriodicAt !== undefined && now >= this.#nextPeriodicAt) {
       this.#nextPeriodicAt = after(now, this.#periodMs());
       const { members, self } = this.#context;
@@ -108,10 +119,19 @@ export class Exchanges {
   }
 
   /** A dead member answered: one exchange brings both sides together. One at a time. */
-  reconnect(identity: Identity): void {
+  reconnect(address: SocketAddr): void {
     for (const exchange of this.#exchanges.values()) if (exchange.purpose === "reconnect") return;
     this.#context.count("reconnect.exchanges");
-    this.#open("reconnect", identity.address, true, undefined);
+    this.#open("reconnect", address, true, undefined);
+  }
+
+  /**
+   * Somebody we do not know pings us by name, so its list has us and ours lacks it: gossip tells everybody news,
+   * and nobody what is old to the teller. One at a time.
+   */
+  stranger(name: string, address: SocketAddr, now: Instant): void {
+    if (this.#stranger !== undefined && this.#stranger.name !== name) return;
+    this.#stranger ??= { name, address, dueAt: after(now, STRANGER_PATIENCE_MS) };
   }
 
   /** A suspect answered us, yet its refutation has not come: fetch it. */
@@ -134,6 +154,7 @@ export class Exchanges {
     const refused = versionConflict(this.#context.members, nodes);
     let disputed: readonly Disputed[] = [];
     if (refused === undefined) {
+      this.#firstExchange(now);
       const via: Via = { place, quiet: exchange.fresh && this.#wasBatched(nodes) };
       disputed = mergeNodes(this.#context, this.#claims, nodes, via, now);
       this.#context.queue.synced(place, exchange.sequence);
@@ -168,6 +189,7 @@ export class Exchanges {
     let disputed: readonly Disputed[] = [];
     let requester: MemberRecord | undefined;
     if (refused === undefined) {
+      this.#firstExchange(now);
       const only = nodes.length === 1 ? nodes[0] : undefined;
       disputed = mergeNodes(this.#context, this.#claims, nodes, {}, now);
       const named = only === undefined ? undefined : this.#context.members.get(only.name);
@@ -252,6 +274,17 @@ export class Exchanges {
     this.#continueJoin(request);
   }
 
+  #impatient(): boolean {
+    return !this.#exchanged && this.#context.config.reconnectIntervalMs > 0;
+  }
+
+  /** From now on at the ordinary pace. */
+  #firstExchange(now: Instant): void {
+    if (this.#exchanged) return;
+    this.#exchanged = true;
+    this.start(now);
+  }
+
   /** The answer lists us: it was made after our request was merged, for everybody who asked with us. */
   #wasBatched(nodes: readonly PushPullNode[]): boolean {
     const { self, config } = this.#context;
@@ -273,6 +306,7 @@ export class Exchanges {
 
   /** Larger clusters exchange less often: their state is larger, and more pairs exchange (util.go, pushPullScale). */
   #periodMs(): number {
+    if (this.#impatient()) return FIRST_EXCHANGE_MS * (0.8 + 0.4 * this.#context.random.next());
     const size = this.#context.members.size;
     const { pushPullIntervalMs } = this.#context.config;
     if (size <= UNSCALED_MEMBERS) return pushPullIntervalMs;

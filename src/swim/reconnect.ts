@@ -1,4 +1,6 @@
-import { after, type Instant } from "../base/time.ts";
+import { formatSocketAddr, type SocketAddr } from "../base/ip.ts";
+import { after, earliest, type Instant } from "../base/time.ts";
+import type { Ping } from "../wire/memberlist/message.ts";
 import type { Context } from "./context.ts";
 import type { Identity, MemberRecord } from "./member.ts";
 import { understandsCrc } from "./member.ts";
@@ -14,6 +16,10 @@ const MIN_PERIOD_MS = 100;
 const MAX_PERIOD_MS = 8_000;
 /** Pings per second on one dead member from a whole large cluster. */
 const FLOOR_RATE = 50;
+/** Between two tries of addresses we were told to join and where nobody is. */
+const SEED_INTERVAL_MS = 5_000;
+/** Protects the rate; more seeds than this are not kept. */
+const MAX_SEEDS = 64;
 /** Pings whose ack is still waited for. */
 const MAX_AWAITED = 64;
 
@@ -35,9 +41,12 @@ export class Reconnector {
   readonly #context: Context;
   /** By place, as only the last to die there can come back; the first in it is the next to be tried. */
   readonly #departed = new Map<string, Departed>();
+  /** Addresses to join, by place; the first is the next to be tried. */
+  readonly #seeds = new Map<string, SocketAddr>();
   /** Sequence number → place. */
   readonly #awaited = new Map<number, string>();
   #nextAt: Instant | undefined;
+  #nextSeedAt: Instant | undefined;
   #eagerUntil: Instant | undefined;
 
   constructor(context: Context) {
@@ -50,6 +59,17 @@ export class Reconnector {
 
   has(place: string): boolean {
     return this.#departed.has(place);
+  }
+
+  /** Addresses to try for good, whenever nobody is seen there. */
+  keepTrying(addresses: readonly SocketAddr[], now: Instant): void {
+    const { config, self } = this.#context;
+    if (config.reconnectIntervalMs === 0) return;
+    for (const address of addresses) {
+      const place = formatSocketAddr(address);
+      if (place !== self.identity.place && this.#seeds.size < MAX_SEEDS) this.#seeds.set(place, address);
+    }
+    if (this.#seeds.size > 0) this.#nextSeedAt ??= after(now, SEED_INTERVAL_MS);
   }
 
   died(member: MemberRecord, now: Instant): void {
@@ -67,12 +87,12 @@ export class Reconnector {
     if (this.#departed.delete(place) && this.#departed.size === 0) this.#nextAt = undefined;
   }
 
-  /** The identity to exchange state with when the ack was for one of these pings. */
-  ack(seqNo: number, now: Instant): Identity | undefined {
+  /** The address to exchange state with when the ack was for one of these pings. */
+  ack(seqNo: number, now: Instant): SocketAddr | undefined {
     const place = this.#awaited.get(seqNo);
     if (place === undefined) return undefined;
     this.#awaited.delete(seqNo);
-    return this.signOfLife(place, now);
+    return this.signOfLife(place, now)?.address ?? this.#seeds.get(place);
   }
 
   /** The dead member at this place spoke. */
@@ -85,10 +105,14 @@ export class Reconnector {
   }
 
   nextWakeup(): Instant | undefined {
-    return this.#nextAt;
+    return earliest(this.#nextAt, this.#nextSeedAt);
   }
 
   wake(now: Instant): void {
+    if (this.#nextSeedAt !== undefined && now >= this.#nextSeedAt) {
+      this.#nextSeedAt = after(now, SEED_INTERVAL_MS * (0.8 + 0.4 * this.#context.random.next()));
+      this.#trySeed();
+    }
     if (this.#nextAt === undefined || now < this.#nextAt) return;
     const periodMs = this.#periodMs(now);
     const tries = Math.max(1, Math.round(periodMs * this.#ratePerMs(now)));
@@ -112,6 +136,28 @@ export class Reconnector {
   #ping(departed: Departed, listed: MemberRecord | undefined): void {
     const context = this.#context;
     const { identity } = departed;
+    const ping = this.#awaitedPing(identity.place, identity.name);
+    if (listed === undefined) context.sendBare(identity.address, [ping], false);
+    else context.sendBare(identity.address, [ping, accusation(context, listed)], understandsCrc(listed));
+  }
+
+  /** Whoever lives there may answer: a seed is an address, not a name. */
+  #trySeed(): void {
+    // A suspect may have a successor there that we do not know.
+    const present = new Set<string>();
+    for (const member of this.#context.members) {
+      if (member.state === "alive") present.add(member.identity.place);
+    }
+    for (const [place, address] of this.#seeds) {
+      if (present.has(place)) continue;
+      this.#seeds.delete(place);
+      this.#seeds.set(place, address);
+      return this.#context.sendBare(address, [this.#awaitedPing(place, "")], false);
+    }
+  }
+
+  #awaitedPing(place: string, name: string): Ping {
+    const context = this.#context;
     const seqNo = context.nextSeqNo();
     if (this.#awaited.size >= MAX_AWAITED) {
       for (const oldest of this.#awaited.keys()) {
@@ -119,11 +165,9 @@ export class Reconnector {
         break;
       }
     }
-    this.#awaited.set(seqNo, identity.place);
+    this.#awaited.set(seqNo, place);
     context.count("reconnect.tries");
-    const ping = context.ping(seqNo, identity.name);
-    if (listed === undefined) context.sendBare(identity.address, [ping], false);
-    else context.sendBare(identity.address, [ping, accusation(context, listed)], understandsCrc(listed));
+    return context.ping(seqNo, name);
   }
 
   #periodMs(now: Instant): number {

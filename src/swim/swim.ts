@@ -139,6 +139,7 @@ export class Swim {
         break;
       case "join":
         this.#exchanges.join(input.request, input.addresses);
+        if (input.keepTrying === true) this.#reconnector.keepTrying(input.addresses, now);
         break;
       case "cancel-join":
         this.#exchanges.cancelJoin(input.request);
@@ -223,9 +224,7 @@ export class Swim {
   }
 
   /** A suspicion under way: what it was started with, and how many confirmed it. */
-  suspicion(
-    name: string,
-  ):
+  suspicion(name: string):
     | {
         readonly confirmations: number;
         readonly wanted: number;
@@ -334,6 +333,14 @@ export class Swim {
     const place = formatSocketAddr(to);
     this.#context.send(to, place, { type: "ack", seqNo: ping.seqNo, payload: NO_PAYLOAD });
     this.#heardFrom(ping.sourceNode, place, now);
+    this.#introduced(ping, to, from, now);
+  }
+
+  #introduced(ping: Ping, source: SocketAddr, from: SocketAddr, now: Instant): void {
+    const { config, self, members } = this.#context;
+    if (config.reconnectIntervalMs === 0 || this.#claims.leaving || ping.node !== self.name) return;
+    if (ping.sourceNode === "" || members.get(ping.sourceNode) !== undefined || source.ip !== from.ip) return;
+    this.#exchanges.stranger(ping.sourceNode, source, now);
   }
 
   #streamPing(stream: number, ping: Ping): void {
@@ -354,7 +361,7 @@ export class Swim {
     if (member !== undefined && member.identity.place !== place) return;
     if (member?.state === "suspect" || member?.state === "dead") this.#accuse(member);
     const departed = member?.present === true ? undefined : this.#reconnector.signOfLife(place, now);
-    if (departed !== undefined && departed.name === name) this.#exchanges.reconnect(departed);
+    if (departed !== undefined && departed.name === name) this.#exchanges.reconnect(departed.address);
   }
 
   #accuse(member: MemberRecord): void {

@@ -150,7 +150,7 @@ export class SwimNode implements SimNode {
         this.#swim(input, now);
         break;
       case "join":
-        this.#swim({ type: "join", request: 1, addresses: input.addresses }, now);
+        this.#swim({ type: "join", request: 1, addresses: input.addresses, keepTrying: true }, now);
         break;
       case "leave":
         this.#swim({ type: "leave", timeoutMs: 5_000 }, now);

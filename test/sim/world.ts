@@ -206,10 +206,13 @@ export class World {
     host.unwellUntil = this.#now;
     const pending = host.pending.splice(0);
     const timersFirst = this.random.next() < 0.5;
-    const due = host.wakeAt !== undefined && host.wakeAt <= this.#now;
+    const wanted = host.node.nextWakeup();
+    const due = wanted !== undefined && wanted - host.clockMs <= this.#now;
     if (due && timersFirst) this.#feed(host, { type: "wake" });
     for (const input of pending) this.#feed(host, input);
     if (due && !timersFirst) this.#feed(host, { type: "wake" });
+    host.wakeAt = undefined;
+    this.#scheduleWake(host);
   }
 
   /** Its clock jumps ahead, as after a suspended virtual machine. */
