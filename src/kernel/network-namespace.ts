@@ -158,18 +158,9 @@ export class NetworkNamespace {
     return this.#mirror?.ifindex === ifindex ? this.#mirror : undefined;
   }
 
-  /** The id under which this namespace knows `sandbox`, −1 when it does not. @throws NetError */
-  idOf(sandbox: Netns): number {
-    return this.socket.get(
-      `find namespace ${sandbox.path}`,
-      { type: RTM.getNamespaceId, encode: (out) => encodeNamespaceIdQuery(sandbox.fd, out) },
-      (message) => decodeNamespaceId(message.payload),
-    );
-  }
-
   /** Enters `sandbox` into the register. @throws NetError */
   register(sandbox: Netns): void {
-    if (this.idOf(sandbox) >= 0) return;
+    if (namespaceIdOf(this.socket, sandbox) >= 0) return;
     this.socket.request(`register namespace ${sandbox.path}`, {
       type: RTM.newNamespaceId,
       encode: (out) => encodeNamespaceIdAssignment(sandbox.fd, out),
@@ -225,7 +216,7 @@ export class NetworkNamespace {
       try {
         const all = listLinks(this.socket, nsid);
         // Asked after the list, which is what gives this namespace an id in its own eyes.
-        const own = this.idOf(this.netns);
+        const own = namespaceIdOf(this.socket, this.netns);
         const links = all.filter((link) => ENDPOINT_KINDS.includes(link.kind) && link.linkNetnsId === own);
         const addresses = links.length === 0 ? [] : listAddresses(this.socket, nsid);
         sandboxes.push({ nsid, links, addresses });
@@ -244,4 +235,13 @@ export class NetworkNamespace {
       return actual === undefined || actual === value ? [] : [name];
     });
   }
+}
+
+/** The id under which the socket's namespace knows `other`, −1 when it does not. @throws NetError */
+export function namespaceIdOf(socket: NetlinkSocket, other: Netns): number {
+  return socket.get(
+    `find namespace ${other.path}`,
+    { type: RTM.getNamespaceId, encode: (out) => encodeNamespaceIdQuery(other.fd, out) },
+    (message) => decodeNamespaceId(message.payload),
+  );
 }

@@ -391,6 +391,24 @@ test("a VNI in use is refused with the name of its holder", () => {
   a.ip("link", "add", "stranger", "type", "vxlan", "id", "4097", "dstport", "4789", "dev", "eth0");
   const [error] = failures(a.reconcile(desired).applied);
   assert.match(error ?? "", /EEXIST \(VNI 4097 on port 4789 is held by stranger in the host; delete/);
+  // The same VNI on another underlay is no conflict, and is not blamed.
+  const elsewhere = lab.namespace("elsewhere");
+  run(
+    "ip",
+    "-n",
+    elsewhere.name,
+    "link",
+    "add",
+    "innocent",
+    "type",
+    "vxlan",
+    "id",
+    "4097",
+    "dstport",
+    "4789",
+    "local",
+    "127.0.0.1",
+  );
   // In a namespace of ours, left by another life.
   a.ip("link", "del", "stranger");
   const other = testNetwork({ id: "0therlife0therlife0therli" });
