@@ -100,7 +100,7 @@ function probeInside(netns: Netns | undefined): Feature[] {
       createLink(socket, "create vxlan", { name: "probe-vxlan", info: PROBE_VXLAN }),
     ),
     inside("macvlan", (socket) => {
-      const link = findLink(socket, "probe-vxlan") ?? findLink(socket, "probe-veth");
+      const link = findLink(socket, { name: "probe-vxlan" }) ?? findLink(socket, { name: "probe-veth" });
       if (link === undefined) throw new NetError("ENODEV", "could not be tried without vxlan or veth");
       createLink(socket, "create macvlan", {
         name: "probe-macvlan",

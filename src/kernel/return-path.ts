@@ -90,7 +90,7 @@ export function applyReturnPath(socket: NetlinkSocket, steps: readonly ReturnPat
     tolerated.push(fine);
   };
   const addWay = (leg: string, table: number, entry: EntryRoute, rule: Rule): void => {
-    const ifindex = findLink(socket, leg)?.ifindex;
+    const ifindex = findLink(socket, { name: leg })?.ifindex;
     if (ifindex === undefined)
       throw new NetError("LINK_MISSING", `route replies through ${leg}: no such interface`);
     const route = wayTo(table, entry.gateway, ifindex);

@@ -665,7 +665,7 @@ function setSysctl(netns: Netns, name: string, value: string): void {
 }
 
 function requireLink(socket: NetlinkSocket, name: string): Link {
-  const link = findLink(socket, name);
+  const link = findLink(socket, { name });
   if (link === undefined) throw new NetError("ENODEV", `find link ${name}: ENODEV (it is not there)`);
   return link;
 }

@@ -27,7 +27,7 @@ test("links and addresses read as ip(8) shows them", () => {
   using netns = Netns.open(path);
   using socket = new NetlinkSocket("route", netns);
   createLink(socket, "create veth", { name: "v0", info: { kind: "veth", peer: { name: "v1" } } });
-  const { ifindex } = findLink(socket, "v0") ?? assert.fail();
+  const { ifindex } = findLink(socket, { name: "v0" }) ?? assert.fail();
   const mac = parseMac("02:42:0a:00:09:05");
   setLink(socket, "set v0", { ifindex, mac, mtu: 1400, alias: "netagent:test", up: true });
   setAddress(socket, "v0", ifindex, parseCidr("10.0.9.5/24"));
@@ -67,7 +67,7 @@ test("links and addresses read as ip(8) shows them", () => {
       addresses: link.addr_info.map((a) => `${a.local}/${a.prefixlen}`).sort(),
     })),
   );
-  assert.equal(findLink(socket, "v0")?.mac, mac);
+  assert.equal(findLink(socket, { name: "v0" })?.mac, mac);
 });
 
 test("routes and rules read as they were written", () => {
@@ -135,7 +135,7 @@ test("in a batch each failure has its place, and the others are done", () => {
   using netns = Netns.open(lab.namespace("a").path);
   using socket = new NetlinkSocket("route", netns);
   createLink(socket, "create veth", { name: "v0", info: { kind: "veth", peer: { name: "v1" } } });
-  const { ifindex } = findLink(socket, "v0") ?? assert.fail();
+  const { ifindex } = findLink(socket, { name: "v0" }) ?? assert.fail();
   const batch = new NetlinkBatch();
   for (let host = 0; host < 100; host++) {
     const neighbor = {
