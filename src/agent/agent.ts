@@ -320,10 +320,19 @@ export class Agent {
     );
   }
 
+  /** Whether we know what our peers know, or there is nobody to ask: only then rules and entries may be taken away. */
+  tablesLoaded(): boolean {
+    return (
+      [...this.endpoints.networks()].every((network) => this.#mayPrune(network)) &&
+      (this.#heard || this.#heldLongEnough())
+    );
+  }
+
   /** Nothing can be learned any more: we are the first, or nobody answered for a long time. */
   stopWaitingForPeers(): void {
     this.#heard = true;
     this.reconciler.markAllDirty();
+    this.#notify();
   }
 
   #handleState(effect: Extract<AgentEffect, { type: "state" }>["effect"]): void {
@@ -508,6 +517,10 @@ export class Agent {
     if (this.#mtu === undefined || now - this.#mtu.at > 1_000)
       this.#mtu = { at: now, bytes: this.#parts.underlayMtu() };
     return this.#mtu.bytes;
+  }
+
+  #heldLongEnough(): boolean {
+    return this.loop.now() - this.startedAt > PRUNE_HOLD_MS;
   }
 
   #mayPrune(network: NetworkId): boolean {

@@ -73,7 +73,13 @@ async function runLocked(
     config,
     {
       name: nodeName(randomHex(random, 12)),
-      facts: { id, name: config.name, vteps: config.dataPathAddrs, capabilities: ["state"], version },
+      facts: {
+        id,
+        name: config.name,
+        vteps: config.dataPathAddrs,
+        capabilities: ["state", "return-path"],
+        version,
+      },
       address: { socket: config.advertise, bytes: ipToBytes(config.advertise.ip) },
       delegateVersions: config.compat === "serf" ? [2, 5, 4] : [0, 0, 0],
       sealing: { keys, label: "", verifyIncoming: true, verifyOutgoing: true, encryptionVersion: 1 },
@@ -118,7 +124,14 @@ async function runLocked(
     dataplaneReason: "this kernel has VXLAN",
     meshSettled: (timeoutMs) => mesh.settled(timeoutMs),
     meshPlan: () => mesh.plan(),
-    checkPorts: () => undefined,
+    checkPorts: (ports) =>
+      mesh.checkPorts(
+        ports.map((port) => ({
+          protocol: port.protocol,
+          port: port.published,
+          ...(port.address === undefined ? {} : { address: parseIp(port.address) }),
+        })),
+      ),
     doctor: () => Promise.reject(new NetError("not-yet", "doctor: not built yet")),
   });
   const control = await ControlServer.listen(join(config.runDir, "netagent.sock"), handlers, log);

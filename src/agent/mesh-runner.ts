@@ -1,10 +1,19 @@
 import { errorText, NetError } from "../base/error.ts";
 import type { NodeName } from "../base/id.ts";
+import type { IpAddr } from "../base/ip.ts";
+import { Conntrack } from "../kernel/conntrack.ts";
+import { Ipv6Relay } from "../kernel/ipv6-relay.ts";
+import { NetlinkSocket } from "../kernel/netlink-socket.ts";
 import { Netns } from "../kernel/netns.ts";
 import { NftTableKeeper } from "../kernel/nft.ts";
-import { HOST, MeshPlanner, type MeshDesired } from "../mesh/desired.ts";
+import { holderText, PortGuard } from "../kernel/port-holder.ts";
+import { applyReturnPath, readDefaultSource, readReturnPath } from "../kernel/return-path.ts";
+import { HOST, MeshPlanner, type MeshDesired, type NamespaceState } from "../mesh/desired.ts";
+import type { NodePort } from "../mesh/claims.ts";
+import { planPurges, type FlowGroup } from "../mesh/flows.ts";
 import type { Backend, EntryNode, MeshInput, NodeFacts, Sandbox, Service } from "../mesh/input.ts";
 import { isEmptyPlan, planSize } from "../mesh/plan.ts";
+import { planReturnPath } from "../mesh/return-path.ts";
 import { INGRESS_HOST_LINK } from "../overlay/naming.ts";
 import { endpointRecordOf, INGRESS_ENDPOINT_NAME, peerRecordOf } from "../overlay/rows.ts";
 import { INGRESS } from "../state/ingress.ts";
@@ -17,6 +26,8 @@ import type { PlanView } from "./control-protocol.ts";
 const BREATH_MS = 5;
 /** Another hand's changes heal within this. */
 const SWEEP_MS = 3_000;
+/** How long after our ingress leg came up its peers are trusted to know it, so that replies can come back through us. */
+const LEG_KNOWN_MS = 2_000;
 /** Every so many sweeps every element is compared, not only what the ruleset's generation hints at. */
 const DEEP_EVERY = 10;
 
@@ -31,10 +42,9 @@ export class MeshRunner implements Dependent {
   readonly counters = { rounds: 0, changes: 0, repairs: 0, failures: 0 };
   readonly #agent: Agent;
   readonly #planner = new MeshPlanner();
-  readonly #keepers = new Map<
-    string,
-    { readonly keeper: NftTableKeeper; readonly netns: Netns | undefined; readonly id: string }
-  >();
+  readonly #namespaces = new Map<string, MeshNamespace>();
+  readonly #guard = new PortGuard();
+  readonly #relay: Ipv6Relay;
   readonly #services = new Map<string, { readonly text: string; readonly service: Service }>();
   readonly #waiters = new Set<Waiter>();
   #timer: NodeJS.Timeout | undefined;
@@ -45,9 +55,13 @@ export class MeshRunner implements Dependent {
   #sweeps = 0;
   #problem: NetError | undefined;
   #closed = false;
+  #flows: readonly FlowGroup[] = [];
+  #legReadySince: number | undefined;
+  #portProblem = "";
 
   constructor(agent: Agent) {
     this.#agent = agent;
+    this.#relay = new Ipv6Relay(({ text }) => this.#reportPort(text));
     this.#sweep = setInterval(() => {
       this.#sweeps++;
       this.#schedule();
@@ -82,16 +96,24 @@ export class MeshRunner implements Dependent {
   plan(): PlanView[] {
     const desired = this.#planner.desired(this.#input());
     const views: PlanView[] = [];
-    for (const [namespace, { ruleset }] of desired.namespaces) {
-      const plan = this.#keeper(namespace)?.plan(ruleset, { deep: true });
-      if (plan === undefined) continue;
-      const { added, deleted } = planSize(plan);
-      const steps = isEmptyPlan(plan)
-        ? []
-        : [`change nftables table netagent in ${namespace}: ${added} elements added, ${deleted} deleted`];
-      views.push({ network: "mesh", steps });
+    for (const [namespace, state] of desired.namespaces) {
+      const steps = this.#namespace(namespace)?.plan(state);
+      if (steps !== undefined) views.push({ network: "mesh", steps });
     }
     return views;
+  }
+
+  /** @throws NetError `port-taken` naming the process that would lose a port. */
+  checkPorts(ports: readonly NodePort[]): void {
+    for (const port of ports) {
+      const holder = this.#guard.holderOf(port);
+      if (holder !== undefined) {
+        throw new NetError(
+          "port-taken",
+          `publish ${port.port}/${port.protocol}: ${holderText(holder)} (stop it, choose another port, or --force)`,
+        );
+      }
+    }
   }
 
   /** Rules stay: a restarting agent must not cut a connection. */
@@ -99,10 +121,9 @@ export class MeshRunner implements Dependent {
     this.#closed = true;
     clearInterval(this.#sweep);
     clearTimeout(this.#timer);
-    for (const { keeper, netns } of this.#keepers.values()) {
-      keeper[Symbol.dispose]();
-      netns?.close();
-    }
+    for (const namespace of this.#namespaces.values()) namespace.close();
+    this.#guard.close();
+    this.#relay.close();
     for (const waiter of this.#waiters) {
       clearTimeout(waiter.timer);
       waiter.reject(new NetError("stopping", "netagent is stopping"));
@@ -110,6 +131,8 @@ export class MeshRunner implements Dependent {
   }
 
   #schedule(): void {
+    // A restarted agent leaves the rules of its former life alone until it knows as much as that one did.
+    if (!this.#agent.tablesLoaded()) return;
     if (this.#closed || this.#timer !== undefined) return;
     this.#timer = setTimeout(() => {
       this.#timer = undefined;
@@ -148,76 +171,68 @@ export class MeshRunner implements Dependent {
 
   async #reconcile(ours: boolean): Promise<void> {
     this.counters.rounds++;
-    const desired = this.#planner.desired(this.#input());
+    const input = this.#input();
+    const desired = this.#planner.desired(input);
     const deep = !ours && this.#sweeps % DEEP_EVERY === 0;
     let failure: unknown;
-    for (const [namespace, state] of desired.namespaces) {
+    for (const [path, state] of desired.namespaces) {
       try {
-        const keeper = this.#keeper(namespace);
-        if (keeper === undefined) continue; // the sandbox is gone; its endpoints follow
-        this.#applySysctls(namespace, state.sysctls);
-        const { plan, repaired } = await keeper.reconcile(state.ruleset, { deep });
-        if (isEmptyPlan(plan)) continue;
+        const namespace = this.#namespace(path);
+        // A sandbox that is gone: its endpoints follow.
+        if (namespace === undefined) continue;
+        const outcome = await namespace.reconcile(state, deep);
+        if (outcome === undefined) continue;
         this.counters.changes++;
-        if (!repaired) continue;
-        const { added, deleted } = planSize(plan);
+        if (!outcome.repaired) continue;
         this.counters.repairs++;
-        this.#agent.event(
-          "repair",
-          "mesh",
-          `rules in ${namespace}: ${added} elements added, ${deleted} deleted`,
-        );
+        this.#agent.event("repair", "mesh", outcome.text);
       } catch (error) {
         // One broken sandbox must not keep the others from their rules.
         failure ??= error;
       }
     }
     await this.#forgetOthers(desired);
+    // After the rules are in place: a flow purged before would be entered again by the old ones.
+    for (const [path, purges] of planPurges(this.#flows, desired.flows, input.sandboxes))
+      this.#namespace(path)?.conntrack.purge(purges);
+    this.#flows = desired.flows;
+    this.#relay.update(desired.served);
+    for (const port of this.#guard.reserve(desired.served.flat()))
+      this.#reportPort(
+        `port ${port.port}/${port.protocol} is published, but a process here holds it and gets nothing`,
+      );
     if (failure !== undefined)
       throw failure instanceof NetError
         ? failure
         : new NetError("mesh", errorText(failure), { cause: failure });
   }
 
-  #applySysctls(namespace: string, sysctls: ReadonlyMap<string, string>): void {
-    const netns = this.#keepers.get(namespace)?.netns;
-    for (const [name, value] of sysctls) {
-      const write = (where: Netns): void => {
-        if (where.readSysctl(name) !== value) where.writeSysctl(name, value);
-      };
-      if (netns !== undefined) write(netns);
-      else {
-        using host = Netns.current();
-        write(host);
-      }
-    }
+  #reportPort(text: string): void {
+    if (text === this.#portProblem) return;
+    this.#portProblem = text;
+    this.#agent.log.warn({}, `mesh: ${text}`);
+    this.#agent.event("failure", "mesh", text);
   }
 
   /** Sandboxes without anything desired lose their table; those that no longer exist lose only our handle. */
   async #forgetOthers(desired: MeshDesired): Promise<void> {
-    for (const [namespace, { keeper, netns, id }] of this.#keepers) {
-      if (desired.namespaces.has(namespace)) continue;
-      if (namespace === HOST || Netns.idOf(namespace) === id) await keeper.reconcile(undefined);
-      keeper[Symbol.dispose]();
-      netns?.close();
-      this.#keepers.delete(namespace);
+    for (const [path, namespace] of this.#namespaces) {
+      if (desired.namespaces.has(path)) continue;
+      if (namespace.exists()) await namespace.reconcile({ sysctls: new Map() }, false);
+      namespace.close();
+      this.#namespaces.delete(path);
     }
   }
 
-  #keeper(namespace: string): NftTableKeeper | undefined {
-    const known = this.#keepers.get(namespace);
-    const id = namespace === HOST ? HOST : Netns.idOf(namespace);
-    if (known !== undefined && known.id === id) return known.keeper;
-    if (known !== undefined) {
-      known.keeper[Symbol.dispose]();
-      known.netns?.close();
-      this.#keepers.delete(namespace);
-    }
-    if (id === undefined) return undefined;
-    const netns = namespace === HOST ? undefined : Netns.open(namespace);
-    const keeper = new NftTableKeeper(netns);
-    this.#keepers.set(namespace, { keeper, netns, id });
-    return keeper;
+  #namespace(path: string): MeshNamespace | undefined {
+    const known = this.#namespaces.get(path);
+    if (known?.exists() === true) return known;
+    known?.close();
+    this.#namespaces.delete(path);
+    if (path !== HOST && Netns.idOf(path) === undefined) return undefined;
+    const namespace = new MeshNamespace(path);
+    this.#namespaces.set(path, namespace);
+    return namespace;
   }
 
   #input(): MeshInput {
@@ -233,6 +248,12 @@ export class MeshRunner implements Dependent {
     const { node } = this.#agent.loop;
     const leg = this.#agent.endpoints.ingressLeg();
     const ready = leg !== undefined && this.#agent.endpoints.ready.has(leg.id);
+    const now = this.#agent.loop.now();
+    if (!ready) this.#legReadySince = undefined;
+    else if (this.#legReadySince === undefined) {
+      this.#legReadySince = now;
+      setTimeout(() => this.refresh(), LEG_KNOWN_MS + BREATH_MS).unref();
+    }
     const vteps = new Set(this.#agent.config.dataPathAddrs);
     for (const member of node.swim.members()) {
       const facts = node.peer(member.name);
@@ -244,7 +265,8 @@ export class MeshRunner implements Dependent {
         : {}),
       entryNodes: this.#entryNodes(),
       overlayRanges: node.state.networks().map((network) => network.subnet),
-      keepClientAddress: false,
+      keepClientAddress: this.#legReadySince !== undefined && now - this.#legReadySince >= LEG_KNOWN_MS,
+      underlay: { dataPathPort: this.#agent.config.dataPathPort, vteps: [...vteps] },
     };
   }
 
@@ -275,7 +297,12 @@ export class MeshRunner implements Dependent {
       } else entry.legs.push({ network: record.network, ip: record.ip });
       byPath.set(record.sandbox.path, entry);
     }
-    return [...byPath].map(([namespace, entry]) => ({ namespace, ...entry }));
+    return [...byPath].map(([namespace, entry]) => {
+      // Only who answers strangers needs to know where such answers would go by themselves.
+      const defaultSource =
+        entry.ingress === undefined ? undefined : this.#namespace(namespace)?.defaultSource();
+      return { namespace, ...entry, ...(defaultSource === undefined ? {} : { defaultSource }) };
+    });
   }
 
   /** The same object as last time while nothing about it changed, which saves the planner its work. */
@@ -334,5 +361,74 @@ export class MeshRunner implements Dependent {
       waiter.resolve();
     }
     this.#waiters.clear();
+  }
+}
+
+/** The mesh's handles on one namespace, the host's or a sandbox's. */
+class MeshNamespace {
+  readonly conntrack: Conntrack;
+  readonly #path: string;
+  readonly #netns: Netns;
+  readonly #keeper: NftTableKeeper;
+  readonly #routes: NetlinkSocket;
+
+  constructor(path: string) {
+    this.#path = path;
+    this.#netns = path === HOST ? Netns.current() : Netns.open(path);
+    this.#keeper = new NftTableKeeper(this.#netns);
+    this.#routes = new NetlinkSocket("route", this.#netns);
+    this.conntrack = new Conntrack(this.#netns);
+  }
+
+  /** Whether the path still leads to the namespace we hold. */
+  exists(): boolean {
+    return this.#path === HOST || Netns.idOf(this.#path) === this.#netns.id;
+  }
+
+  defaultSource(): IpAddr | undefined {
+    return readDefaultSource(this.#routes);
+  }
+
+  /** What had to be changed; undefined when all agreed. @throws NetError */
+  async reconcile(
+    state: NamespaceState,
+    deep: boolean,
+  ): Promise<{ readonly repaired: boolean; readonly text: string } | undefined> {
+    for (const [name, value] of state.sysctls) {
+      if (this.#netns.readSysctl(name) !== value) this.#netns.writeSysctl(name, value);
+    }
+    // Ways back before the rules that mark connections for them.
+    const ways = this.#path === HOST ? [] : planReturnPath(state.returnPath, readReturnPath(this.#routes));
+    if (ways.length > 0) applyReturnPath(this.#routes, ways);
+    const { plan, repaired } = await this.#keeper.reconcile(state.ruleset, { deep });
+    if (isEmptyPlan(plan)) return undefined;
+    const { added, deleted } = planSize(plan);
+    return { repaired, text: `rules in ${this.#path}: ${added} elements added, ${deleted} deleted` };
+  }
+
+  /** The same, only said. @throws NetError */
+  plan(state: NamespaceState): string[] {
+    const steps: string[] = [];
+    for (const [name, value] of state.sysctls) {
+      if (this.#netns.readSysctl(name) !== value)
+        steps.push(`set sysctl ${name} = ${value} in ${this.#path}`);
+    }
+    const ways = this.#path === HOST ? [] : planReturnPath(state.returnPath, readReturnPath(this.#routes));
+    for (const way of ways) steps.push(`${way.type} for replies in ${this.#path}`);
+    const plan = this.#keeper.plan(state.ruleset, { deep: true });
+    if (!isEmptyPlan(plan)) {
+      const { added, deleted } = planSize(plan);
+      steps.push(
+        `change nftables table netagent in ${this.#path}: ${added} elements added, ${deleted} deleted`,
+      );
+    }
+    return steps;
+  }
+
+  close(): void {
+    this.#keeper[Symbol.dispose]();
+    this.#routes.close();
+    this.conntrack[Symbol.dispose]();
+    this.#netns.close();
   }
 }
