@@ -1,5 +1,6 @@
 import { randomInt as secureRandomInt } from "node:crypto";
 import { unreachable } from "../base/assert.ts";
+import { bytesEqual } from "../base/bytes.ts";
 import { errorText, NetError } from "../base/error.ts";
 import { endpointId, randomHex, type NetworkId, type NodeName } from "../base/id.ts";
 import { formatSocketAddr, type SocketAddr } from "../base/ip.ts";
@@ -20,6 +21,7 @@ import {
   diffOwnRows,
   INGRESS_ENDPOINT_NAME,
   ownRows,
+  rowKey,
   remotePeers,
   type OwnEndpoint,
   type OwnRow,
@@ -75,6 +77,8 @@ export class Agent {
   readonly dependents: Dependent[] = [];
   readonly #parts: AgentParts;
   readonly #inSync = new Set<NetworkId>();
+  /** Rows we have put and not deleted. */
+  readonly #published = new Map<string, OwnRow>();
   /** Whether somebody could tell us the tables: a join worked, or there is nobody to join. */
   #heard = false;
   #mtu: { readonly at: Instant; readonly bytes: number } | undefined;
@@ -256,9 +260,17 @@ export class Agent {
   /** Publishes what our endpoints are now, and marks the networks concerned. Synchronous. */
   publish(): void {
     this.#syncAttachments();
-    const { puts, deletes } = diffOwnRows(this.#wantedRows(), this.#publishedRows());
-    for (const row of puts) this.loop.step({ type: "networkdb", input: { type: "put-row", ...row } });
-    for (const row of deletes) this.loop.step({ type: "networkdb", input: { type: "delete-row", ...row } });
+    const { puts, deletes } = diffOwnRows(this.#wantedRows(), [...this.#published.values()], (row) =>
+      this.#isPublished(row),
+    );
+    for (const row of puts) {
+      this.#published.set(rowKey(row), row);
+      this.loop.step({ type: "networkdb", input: { type: "put-row", ...row } });
+    }
+    for (const { network, table, key } of deletes) {
+      this.#published.delete(rowKey({ network, table, key }));
+      this.loop.step({ type: "networkdb", input: { type: "delete-row", network, table, key } });
+    }
     this.#leaveUnused();
     this.#notify();
   }
@@ -469,6 +481,7 @@ export class Agent {
     for (const { network, leaving } of this.loop.node.networkDb.attachments()) {
       if (leaving || used.has(network)) continue;
       this.#inSync.delete(network);
+      for (const [key, row] of this.#published) if (row.network === network) this.#published.delete(key);
       this.loop.step({ type: "networkdb", input: { type: "leave-network", network } });
     }
   }
@@ -505,10 +518,10 @@ export class Agent {
     };
   }
 
-  #publishedRows() {
-    return [...this.loop.node.networkDb.allRows()].filter(
-      (row) => row.owner === this.self && row.state === "live",
-    );
+  /** Whether the table has exactly this row as ours. */
+  #isPublished(row: OwnRow): boolean {
+    const found = this.loop.node.networkDb.row(row.network, row.table, row.key);
+    return found?.owner === this.self && bytesEqual(found.value, row.value);
   }
 
   /** Asked of the kernel now and then only: it hardly ever changes, and every desired state needs it. */

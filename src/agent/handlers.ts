@@ -56,6 +56,7 @@ export function createHandlers(parts: HandlerParts): ControlHandlers {
         `attach to ${network.name}: ${network.conflicts[0]?.text ?? "the network is disabled"}`,
       );
     }
+    if (network.encrypted) throw cannotEncrypt(`attach to ${network.name}`);
     const service = params.service === undefined ? undefined : node.state.findService(params.service);
     if (service !== undefined && !service.networks.some((one) => one.network === network.id)) {
       throw new NetError(
@@ -220,6 +221,7 @@ export function createHandlers(parts: HandlerParts): ControlHandlers {
     "keys.remove": ({ key, timeoutMs }) => keys.everywhere("remove", key, timeoutMs),
     "network.create": async (params) => {
       const { timeoutMs: _timeoutMs, external, ...rest } = params;
+      if (rest.encrypted) throw cannotEncrypt(`create ${rest.name}`);
       const spec = { ...defined(rest), ...(external === undefined ? {} : { external: defined(external) }) };
       const result = await loop.request({ type: "create-network", spec, hostSubnets: hostSubnets(agent) });
       if (result.type !== "network") throw new NetError("internal", "create-network answered something else");
@@ -379,6 +381,14 @@ async function streamEvents(
   );
   stop();
   return {};
+}
+
+/** Never in the clear what was asked to be encrypted (CVE-2023-28841 is an overlay that did). */
+function cannotEncrypt(what: string): NetError {
+  return new NetError(
+    "encryption-missing",
+    `${what}: neither data plane of this node encrypts between hosts (leave --encrypted out, or encrypt the underlay)`,
+  );
 }
 
 function openSandbox(path: string): Netns {

@@ -1,5 +1,4 @@
 /** The rows an endpoint of this node has in the gossiped tables, and what rows of others mean. */
-import { bytesEqual } from "../base/bytes.ts";
 import { DecodeError } from "../base/error.ts";
 import { type EndpointId, type NetworkId, type NodeName, type ServiceId } from "../base/id.ts";
 import type { IpAddr } from "../base/ip.ts";
@@ -74,23 +73,30 @@ export function ownRows(endpoint: OwnEndpoint, vtep: IpAddr): OwnRow[] {
 
 export interface RowDifference {
   readonly puts: readonly OwnRow[];
-  readonly deletes: readonly Omit<OwnRow, "value">[];
+  readonly deletes: readonly OwnRow[];
 }
 
-/** From the rows we have published to those we want. Deletes of the name come before those of the path. */
-export function diffOwnRows(wanted: readonly OwnRow[], published: readonly RowView[]): RowDifference {
-  const keyOf = (row: { readonly network: string; readonly table: string; readonly key: string }): string =>
-    `${row.network}/${row.table}/${row.key}`;
-  const have = new Map(published.map((row) => [keyOf(row), row]));
-  const puts = wanted.filter((row) => {
-    const before = have.get(keyOf(row));
-    have.delete(keyOf(row));
-    return before === undefined || !bytesEqual(before.value, row.value);
-  });
-  const deletes = [...have.values()]
-    .map((row) => ({ network: row.network, table: row.table, key: row.key as EndpointId }))
-    .sort((a, b) => (a.table < b.table ? -1 : a.table > b.table ? 1 : 0));
-  return { puts, deletes };
+/**
+ * From the rows we have put to those we want. `stands` says whether the table has a row as wanted, since another
+ * node may have taken a key over. Deletes of the name come before those of the path.
+ */
+export function diffOwnRows(
+  wanted: readonly OwnRow[],
+  published: readonly OwnRow[],
+  stands: (row: OwnRow) => boolean,
+): RowDifference {
+  const keys = new Set(wanted.map(rowKey));
+  return {
+    puts: wanted.filter((row) => !stands(row)),
+    deletes: published
+      .filter((row) => !keys.has(rowKey(row)))
+      .sort((a, b) => (a.table < b.table ? -1 : a.table > b.table ? 1 : 0)),
+  };
+}
+
+/** Names a row among all rows; networks, tables and keys hold no slash. */
+export function rowKey(row: Pick<OwnRow, "network" | "table" | "key">): string {
+  return `${row.network}/${row.table}/${row.key}`;
 }
 
 /** Rows are decoded once: the table keeps a row's bytes as one object until the row changes. */
