@@ -86,6 +86,10 @@ export class AddressSpace {
     return this.#allocations.get(address)?.name ?? this.#vips.get(address);
   }
 
+  vips(): Iterable<number> {
+    return this.#vips.keys();
+  }
+
   /** The service whose virtual IP `address` is, for people. */
   vipOwner(address: number): string | undefined {
     return this.#vips.get(address);

@@ -167,6 +167,8 @@ export class Allocator {
 
   onGrant(message: StateMessage & { readonly type: "grant" }, now: Instant): void {
     const ask = this.#answered(message.ask, message.sender);
+    // Its ranges may be in an heir's hands already.
+    if (this.#options.isRemoved(message.sender)) return;
     this.#options.learn(message.ring, now);
     if (ask === undefined) return;
     this.#asks.delete(ask.id);

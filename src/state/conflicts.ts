@@ -94,8 +94,12 @@ export function conflictKey(conflict: Conflict): string {
 }
 
 /** Every conflict between definitions, in a fixed order. */
-export function definitionConflicts(networks: readonly Network[], services: readonly Service[]): Conflict[] {
-  return [...networkConflicts(networks), ...serviceConflicts(networks, services)];
+export function definitionConflicts(
+  networks: readonly Network[],
+  services: readonly Service[],
+  isRemoved: (network: NetworkId) => boolean,
+): Conflict[] {
+  return [...networkConflicts(networks), ...serviceConflicts(services, isRemoved)];
 }
 
 /** Negative when `a` owns what both claim. */
@@ -171,9 +175,11 @@ function findOverlaps(networks: readonly Network[]): (readonly [Network, Network
   return pairs;
 }
 
-function serviceConflicts(networks: readonly Network[], services: readonly Service[]): Conflict[] {
+function serviceConflicts(
+  services: readonly Service[],
+  isRemoved: (network: NetworkId) => boolean,
+): Conflict[] {
   const conflicts: Conflict[] = [];
-  const known = new Set<string>(networks.map((network) => network.id));
   const byName = new Map<string, Service>();
   const byVip = new Map<string, Service>();
   const byPort = new Map<string, { readonly service: Service; readonly port: PublishedPort }[]>();
@@ -214,7 +220,8 @@ function serviceConflicts(networks: readonly Network[], services: readonly Servi
           winner: winner.id,
           text: `${label} has the virtual IP ${vip} of the older service ${winner.name}; remove it and create it again`,
         });
-      if (!known.has(network))
+      // Not merely unknown: its definition may be on its way.
+      if (isRemoved(network))
         conflicts.push({
           type: "network-removed",
           service: service.id,

@@ -128,6 +128,8 @@ export class State {
   #nextWant = 0;
   /** Networks whose ring or allocations were changed by this input. */
   readonly #touched = new Set<NetworkId>();
+  /** Networks with ranges that became ours: whoever waits for an address may get one. */
+  readonly #inherited = new Set<NetworkId>();
   #started: { readonly at: Instant; readonly unixSeconds: number } | undefined;
   #seedAt: Instant | undefined;
   #expireAt: Instant;
@@ -180,7 +182,7 @@ export class State {
         members,
         outbox,
         nodes: () => this.nodes(),
-        inherited: (network) => this.#touched.add(network),
+        inherited: (network) => this.#inherited.add(network),
       },
       this.#spaces,
     );
@@ -401,6 +403,11 @@ export class State {
       this.#takeoverStale = false;
       this.#takeover.step(now);
     }
+    for (const network of this.#inherited) {
+      this.#touched.add(network);
+      this.#allocator.retry(network, now);
+    }
+    this.#inherited.clear();
     // A settled want may start others, which may settle at once: virtual IPs one by one, so this ends.
     for (;;) {
       const settled = this.#allocator.takeSettled();
@@ -443,7 +450,7 @@ export class State {
       case "refusal":
         return this.#allocator.onRefusal(message, now);
       case "ring-query":
-        return this.#takeover.onQuery(message, now);
+        return this.#takeover.onQuery(message);
       case "ring-answer":
         if (message.ring !== undefined) this.#learnRing(message.ring, now);
         return this.#takeover.onAnswer(message, now);
@@ -799,12 +806,18 @@ export class State {
 
   // Ingress
 
-  /** Among members without a ring the smallest node id seeds one; should two do it, the older ring wins. */
+  /**
+   * Among members without a ring the smallest node id seeds one, but only when every node it ever heard of is
+   * there: an absent one may know a ring. Should two clusters that never met do it, the older ring wins.
+   */
   #seedAmongMembers(now: Instant): void {
     const others = this.#members.ids();
     this.#seedAt = undefined;
     if (this.#spaces.get(INGRESS.id)?.ring !== undefined || others.length === 0) return;
-    if (others.every((id) => this.#node < id)) this.#seedIngress([this.#node, ...others], now);
+    const allThere = this.nodes().every(
+      ({ id, removed }) => removed || id === this.#node || others.includes(id),
+    );
+    if (allThere && others.every((id) => this.#node < id)) this.#seedIngress([this.#node, ...others], now);
     else this.#seedAt = after(now, SEED_RETRY_MS);
   }
 
@@ -848,7 +861,9 @@ export class State {
 
   #findConflicts(now: Instant): void {
     this.#conflictsStale = false;
-    const conflicts = definitionConflicts(this.#networks(), this.#services());
+    const conflicts = definitionConflicts(this.#networks(), this.#services(), (network) =>
+      this.#definitions.isRemoved("network", network),
+    );
     const blocked = this.#blocked(now);
     if (blocked !== undefined) conflicts.push(blocked);
     for (const space of this.#spaces.values())

@@ -27,9 +27,9 @@ const ASK_MS = 1000;
 /**
  * Passes the ranges of removed nodes to their heirs (`AddressRing.inheritance`).
  *
- * A removed node may have given parts away just before it died, and only the receiver knows. So the heir first
- * asks every node that is not removed for its ring: addresses stay unused while one of them is away, and are
- * never given twice.
+ * A removed node may have given parts away, or made a service with a virtual IP, just before it died, and only
+ * one other node knows. So the heir first asks every node that is not removed what it knows: addresses stay
+ * unused while one of them is away, and are never given twice.
  */
 export class Takeover {
   readonly #options: TakeoverOptions;
@@ -60,29 +60,30 @@ export class Takeover {
     for (const space of this.#spaces.values()) this.#stepNetwork(space, removed, present, now);
   }
 
-  onQuery(message: StateMessage & { readonly type: "ring-query" }, now: Instant): void {
+  onQuery(message: StateMessage & { readonly type: "ring-query" }): void {
     const { outbox, node } = this.#options;
     const known = new Set<NodeId>();
     for (const { id, removed } of this.#options.nodes()) if (removed) known.add(id);
     // Who does not know of the removal yet might still take a range from the removed node: no answer, ask again.
     if (!message.removed.every((id) => known.has(id))) return;
-    const round = this.#rounds.get(message.network);
-    if (round !== undefined) {
-      round.rivals.add(message.sender);
-      round.confirmed.clear();
-      round.askAt = now;
-    }
-    const ring = this.#spaces.get(message.network)?.ring?.ring;
+    // Should we never have heard of the asker, it may count itself the heir as we do: ask it too.
+    this.#rounds.get(message.network)?.rivals.add(message.sender);
+    const space = this.#spaces.get(message.network);
+    const ring = space?.ring?.ring;
     outbox.stream(message.sender, {
       type: "ring-answer",
       sender: node,
       network: message.network,
+      vips: [...(space?.vips() ?? [])],
       ...(ring === undefined ? {} : { ring }),
     });
   }
 
   /** After the ring of the answer was learned. */
   onAnswer(message: StateMessage & { readonly type: "ring-answer" }, now: Instant): void {
+    const space = this.#spaces.get(message.network);
+    // A service we have not heard of is on its way with the next digests: ask again then.
+    if (space === undefined || !message.vips.every((vip) => space.vipOwner(vip) !== undefined)) return;
     this.#rounds.get(message.network)?.confirmed.add(message.sender);
     this.step(now);
   }

@@ -50,6 +50,14 @@ export class World {
     return node;
   }
 
+  /** A new node on the same side of any partition. */
+  addBeside(other: WorldNode): WorldNode {
+    const node = this.add();
+    this.#sides.set(node.id, this.#sides.get(other.id) ?? 0);
+    this.see();
+    return node;
+  }
+
   get up(): WorldNode[] {
     return this.nodes.filter((node) => node.isUp);
   }

@@ -79,6 +79,8 @@ export type StateMessage =
       readonly type: "ring-answer";
       readonly sender: NodeId;
       readonly network: NetworkId;
+      /** Virtual IPs on the network in the services the sender knows, as numbers. */
+      readonly vips: readonly number[];
       readonly ring?: Ring;
     };
 
@@ -167,6 +169,7 @@ function encodeFields(message: StateMessage, out: ByteWriter): void {
     case "ring-answer":
       writeText(out, message.sender);
       writeText(out, message.network);
+      writeList(out, message.vips, (vip) => out.u32(vip));
       writeOptional(out, message.ring, writeRing);
       return;
   }
@@ -209,7 +212,13 @@ function decodeFields(type: StateMessage["type"], input: ByteReader): StateMessa
     case "ring-query":
       return { type, sender: sender(), network: network(), removed: readList(input, 4096, sender) };
     case "ring-answer":
-      return { type, sender: sender(), network: network(), ...optionalRing() };
+      return {
+        type,
+        sender: sender(),
+        network: network(),
+        vips: readList(input, MAX_ITEMS, () => input.u32()),
+        ...optionalRing(),
+      };
   }
 }
 
