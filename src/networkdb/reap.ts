@@ -20,7 +20,6 @@ export function reapRowsAndAttachments(db: Database, now: Instant): void {
       db.attachments.deleteRemote(node, network);
     }
   }
-  db.early.turn();
   db.reassertionsLeft = db.config.reassertionsPerInterval;
 }
 
