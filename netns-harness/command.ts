@@ -2,6 +2,7 @@
 
 import { spawn, type ChildProcess } from "node:child_process";
 import { closeSync, openSync, readFileSync } from "node:fs";
+import { processIdentity } from "./teardown.ts";
 
 /** A command that ends: exit code and everything it wrote. */
 export type CommandResult = {
@@ -75,8 +76,7 @@ export class Background {
   readonly pid: number;
   /** Standard output and error, in the order written. */
   readonly outputFile: string;
-  /** Resolves with the exit code when the process has ended. */
-  readonly exited: Promise<number>;
+  readonly #exited: Promise<number>;
   #child: ChildProcess;
 
   private constructor(child: ChildProcess, command: string, outputFile: string) {
@@ -84,8 +84,8 @@ export class Background {
     this.command = command;
     this.outputFile = outputFile;
     this.pid = child.pid ?? 0;
-    this.exited = exitOf(child, "exit");
-    this.exited.catch(() => {}); // reported where it is awaited
+    this.#exited = exitOf(child, "exit");
+    this.#exited.catch(() => {}); // reported where it is awaited
   }
 
   static start(argv: readonly [string, ...string[]], env: NodeJS.ProcessEnv, outputFile: string): Background {
@@ -103,8 +103,19 @@ export class Background {
     }
   }
 
+  /** Resolves with the exit code when the process has ended. */
+  get exited(): Promise<number> {
+    this.#child.ref(); // until somebody asks, the process does not keep our event loop turning
+    return this.#exited;
+  }
+
   get running(): boolean {
-    return this.#child.exitCode === null && this.#child.signalCode === null;
+    // Node hears of an end later than it happens; /proc knows.
+    return (
+      this.#child.exitCode === null &&
+      this.#child.signalCode === null &&
+      processIdentity(this.pid) !== undefined
+    );
   }
 
   /** Everything written so far. */
@@ -125,7 +136,6 @@ export class Background {
   async stop(signal: NodeJS.Signals = "SIGTERM", withinMs = 5_000): Promise<number> {
     this.signal(signal);
     const timer = setTimeout(() => this.signal("SIGKILL"), withinMs);
-    this.#child.ref(); // keeps the event loop turning until the exit is known
     try {
       return await this.exited;
     } finally {

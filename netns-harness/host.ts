@@ -6,7 +6,7 @@ import { join } from "node:path";
 import { mustSucceed, type Background, type CommandOptions, type CommandResult } from "./command.ts";
 import { DIST, Place } from "./place.ts";
 import type { LabMark } from "./teardown.ts";
-import { waitFor } from "./wait.ts";
+import { Hopeless, waitFor } from "./wait.ts";
 
 const AGENT = join(DIST, "src/agent/main.js");
 const NETCTL = join(DIST, "src/cli/main.js");
@@ -75,25 +75,26 @@ export class Host extends Place {
   async start(options: StartOptions = {}): Promise<void> {
     if (this.agentRuns) throw new Error(`netagent is already running on ${this.name}`);
     this.#lastStart = options;
-    const agent = this.spawn(
-      [process.execPath, AGENT, ...this.agentFlags(options)],
-      options.env ?? {},
-      this.logFile,
-    );
+    const agent = this.spawn(this.agentCommand(options), options.env ?? {}, this.logFile);
     this.#agent = agent;
     await waitFor(`netagent on ${this.name} to answer`, () => socketAnswers(this.socketPath), {
       withinMs: START_PATIENCE_MS,
       everyMs: 20,
       until: (answers) => {
-        if (!agent.running) throw new Error(`it ended:\n${lastLines(this.log(), 20)}`);
+        if (!agent.running) throw new Hopeless(`it ended:\n${lastLines(this.log(), 20)}`);
         return answers;
       },
     });
   }
 
+  /** The agent's command line, for starting it in an unusual way. */
+  agentCommand(options: StartOptions = {}): [string, ...string[]] {
+    return [process.execPath, AGENT, ...this.agentFlags(options)];
+  }
+
   /** Runs netagent with these flags until it ends by itself, for starts that must be refused. */
   runAgent(flags: readonly string[] = [], options: CommandOptions = {}): Promise<CommandResult> {
-    return this.exec([process.execPath, AGENT, ...this.agentFlags({ flags })], {
+    return this.exec(this.agentCommand({ flags }), {
       timeoutMs: 15_000,
       ...options,
     });
@@ -102,6 +103,11 @@ export class Host extends Place {
   /** Kills the agent as a crash would: nothing is said, nothing is cleaned up. */
   async crash(): Promise<void> {
     await this.agent.stop("SIGKILL");
+  }
+
+  /** Resolves when the agent's process is gone, for agents somebody else killed. */
+  async agentEnded(): Promise<void> {
+    await this.#agent?.exited;
   }
 
   /** SIGTERM: leaves the cluster gracefully. Resolves with the exit code. */

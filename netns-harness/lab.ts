@@ -11,11 +11,20 @@
  */
 
 import { spawnSync } from "node:child_process";
-import { mkdirSync, writeFileSync } from "node:fs";
+import { mkdirSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { Host, type StartOptions } from "./host.ts";
-import { Place } from "./place.ts";
-import { KEPT_FILE, labMark, OWNER_FILE, processIdentity, tearDown, type LabMark } from "./teardown.ts";
+import { DIST, Place } from "./place.ts";
+import {
+  cutPower,
+  KEPT_FILE,
+  LAB_VARIABLE,
+  labMark,
+  OWNER_FILE,
+  processIdentity,
+  tearDown,
+  type LabMark,
+} from "./teardown.ts";
 import { waitFor } from "./wait.ts";
 
 const PREFIX_LENGTH = 24;
@@ -72,12 +81,7 @@ export class Lab implements AsyncDisposable {
   host(name: string, address: string): Host {
     this.#makeNamespace(name);
     const host = new Host(this.mark, name, address);
-    const port = name;
-    this.#ip(this.fabric, [
-      `link add ${port} mtu ${DEFAULT_MTU} type veth peer name eth0 mtu ${DEFAULT_MTU} netns ${host.netns}`,
-      `link set ${port} master br0 up`,
-    ]);
-    this.#ip(host, [`address add ${address}/${PREFIX_LENGTH} dev eth0`, "link set eth0 up"]);
+    this.#connect(host);
     this.hosts.push(host);
     return host;
   }
@@ -87,9 +91,12 @@ export class Lab implements AsyncDisposable {
     return this.host(name, address);
   }
 
-  /** An empty namespace with loopback up, not on the underlay: somebody's container, for `netctl attach`. */
-  sandbox(name: string): Place {
-    return this.#place(name);
+  /**
+   * An empty namespace with loopback up, not on the underlay: a container on `host`, for `netctl attach`. Its name is
+   * `HOST-name`; it goes when the host loses power.
+   */
+  sandbox(host: Host, name: string): Place {
+    return this.#place(`${host.name}-${name}`);
   }
 
   /** `count` hosts (at most three) named and addressed as in the tutorial, with running agents that see each other. */
@@ -101,6 +108,11 @@ export class Lab implements AsyncDisposable {
     await Promise.all(others.map((host) => host.start({ ...options, join: [first] })));
     await allAlive(hosts);
     return hosts;
+  }
+
+  /** Removes a sandbox as its owner would, without a word to anybody: processes and namespace. */
+  removeSandbox(sandbox: Place): void {
+    cutPower({ prefix: `${sandbox.netns}-`, folder: sandbox.folder });
   }
 
   /** Only hosts of one group reach each other; hosts in no group reach everybody. Replaces an earlier partition. */
@@ -140,18 +152,34 @@ export class Lab implements AsyncDisposable {
     this.#ip(host, [`link set eth0 mtu ${mtu}`]);
   }
 
+  /** Loses power: every process of the host dies at once and its kernel state with it. Files stay. */
+  powerOff(host: Host): void {
+    // The kernel takes a namespace apart at its leisure; the port's name must be free when power returns.
+    this.#ip(this.fabric, [`link delete ${host.name}`]);
+    cutPower({ prefix: `${host.netns}-`, folder: host.folder });
+    rmSync(host.runFolder, { recursive: true, force: true }); // /run does not survive a boot
+    mkdirSync(host.runFolder);
+  }
+
+  /** Power is back: an empty namespace with the same name and address, the same files, no agent yet. */
+  powerOn(host: Host): void {
+    this.#makeNamespace(host.name);
+    this.#connect(host);
+  }
+
   /** Leaves everything in place when this process ends, and returns how to look around and how to remove it. */
   keep(): string {
     this.#kept = true;
     writeFileSync(join(this.mark.folder, KEPT_FILE), "");
-    const [host] = this.hosts;
-    const place = host ?? this.fabric;
+    const on = join(this.mark.folder, "on");
+    writeFileSync(on, onScript(this.mark), { mode: 0o755 });
+    const name = this.hosts[0]?.name ?? "fabric";
     return [
       `lab kept: namespaces ${this.mark.prefix}*, files in ${this.mark.folder}`,
-      `  look inside:  nsenter --net=${place.netnsPath} ip -brief address`,
-      ...(host === undefined ? [] : [`  ask an agent: NETAGENT_SOCKET=${host.socketPath} npx netctl peers`]),
-      ...(host === undefined ? [] : [`  read its log: less ${host.logFile}`]),
-      `  remove it:    npm run demo -- --down`,
+      `  a command on a host:  ${on} ${name} netctl peers`,
+      `  a shell on a host:    ${on} ${name}`,
+      `  an agent's log:       less ${join(this.mark.folder, name, "netagent.log")}`,
+      `  remove it:            npm run demo -- --down`,
     ].join("\n");
   }
 
@@ -170,6 +198,16 @@ export class Lab implements AsyncDisposable {
     if (!standing.delete(this) || this.#kept) return;
     const rest = tearDown(this.mark);
     if (rest.length > 0) throw new Error(`the lab left something behind:\n  ${rest.join("\n  ")}`);
+  }
+
+  /** The cable between a host's eth0 and the bridge. */
+  #connect(host: Host): void {
+    const port = host.name;
+    this.#ip(this.fabric, [
+      `link add ${port} mtu ${DEFAULT_MTU} type veth peer name eth0 mtu ${DEFAULT_MTU} netns ${host.netns}`,
+      `link set ${port} master br0 up`,
+    ]);
+    this.#ip(host, [`address add ${host.address}/${PREFIX_LENGTH} dev eth0`, "link set eth0 up"]);
   }
 
   #place(name: string): Place {
@@ -255,6 +293,18 @@ export async function aliveNames(host: Host): Promise<string[]> {
 
 function quoted(names: readonly string[]): string {
   return names.map((name) => `"${name}"`).join(", ");
+}
+
+/** `on NAME [COMMAND…]`: runs a command, or a shell, as typed on that host of a kept lab. */
+function onScript(mark: LabMark): string {
+  const netctl = join(DIST, "src/cli/main.js");
+  return `#!/bin/sh
+name=$1; shift
+[ $# -gt 0 ] || set -- "\${SHELL:-bash}"
+export ${LAB_VARIABLE}=${mark.folder}/$name NETAGENT_SOCKET=${mark.folder}/$name/run/netagent.sock
+if [ "$1" = netctl ]; then shift; set -- ${process.execPath} ${netctl} "$@"; fi
+exec nsenter --net=/run/netns/${mark.prefix}$name "$@"
+`;
 }
 
 /** A setup command: short, synchronous, must succeed. */

@@ -5,7 +5,7 @@ import { basename, dirname, join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 import { Background, mustSucceed, runCommand, type CommandOptions, type CommandResult } from "./command.ts";
 import { LAB_VARIABLE, type LabMark } from "./teardown.ts";
-import { waitFor } from "./wait.ts";
+import { Hopeless, waitFor } from "./wait.ts";
 
 /** The compiled project: dist/. */
 export const DIST = resolve(dirname(fileURLToPath(import.meta.url)), "..");
@@ -57,9 +57,9 @@ export class Place {
     return Background.start(this.#inside(argv), { ...this.environment(), ...env }, outputFile);
   }
 
-  /** True when `address` answers a ping within a second; five are sent. */
+  /** True when `address` answers a ping within two seconds; ten are sent. */
   async pings(address: string): Promise<boolean> {
-    const { code } = await this.exec(["ping", "-n", "-q", "-c", "1", "-i", "0.2", "-w", "1", address]);
+    const { code } = await this.exec(["ping", "-n", "-q", "-c", "1", "-i", "0.2", "-w", "2", address]);
     return code === 0;
   }
 
@@ -75,32 +75,46 @@ export class Place {
     return code === 0 ? stdout.trim() : undefined;
   }
 
+  /** One of `programs/` in the background. */
+  spawnProgram(name: string, ...args: string[]): Background {
+    return this.spawn(program(name, ...args), {}, this.#nextOutputFile(name));
+  }
+
+  /** One of the servers in `programs/`; resolves when it listens. */
+  async serve(name: string, ...args: string[]): Promise<Background> {
+    const server = this.spawnProgram(name, ...args);
+    await started(server, "listening on");
+    return server;
+  }
+
   /** An HTTP server that answers `name client-address`; resolves when it listens. */
   serveHttp(port: number, name: string = this.name): Promise<Background> {
-    return this.#serve(program("http-server", name, String(port)));
+    return this.serve("http-server", name, String(port));
   }
 
   /** A UDP server that answers `name client-address text`; resolves when it listens. */
   serveUdp(port: number, name: string = this.name): Promise<Background> {
-    return this.#serve(program("udp-server", name, String(port)));
+    return this.serve("udp-server", name, String(port));
   }
 
   /** Captures on an interface; resolves when tcpdump listens. `filter` in tcpdump's language. */
   async capture(filter: string, link = "eth0"): Promise<Capture> {
-    const tcpdump = this.spawn(["tcpdump", "-nvv", "-l", "-i", link, ...filter.split(" ").filter(Boolean)]);
+    const tcpdump = this.spawn([
+      "tcpdump",
+      "--immediate-mode",
+      "-nvv",
+      "-l",
+      "-i",
+      link,
+      ...filter.split(" ").filter(Boolean),
+    ]);
     await started(tcpdump, "listening on");
     return new Capture(tcpdump);
   }
 
   /** What every process of this place finds in its environment. */
   protected environment(): NodeJS.ProcessEnv {
-    return { [LAB_VARIABLE]: this.lab.folder };
-  }
-
-  async #serve(argv: [string, ...string[]]): Promise<Background> {
-    const server = this.spawn(argv);
-    await started(server, "listening on");
-    return server;
+    return { [LAB_VARIABLE]: this.folder };
   }
 
   #nextOutputFile(program: string): string {
@@ -147,7 +161,7 @@ export async function started(process: Background, mark: string): Promise<void> 
     withinMs: START_PATIENCE_MS,
     until: (output) => {
       if (output.includes(mark)) return true;
-      if (!process.running) throw new Error(`it ended; it wrote: ${output.trim()}`);
+      if (!process.running) throw new Hopeless(`it ended; it wrote: ${output.trim()}`);
       return false;
     },
     everyMs: 20,

@@ -9,7 +9,10 @@ import { existsSync, readdirSync, readFileSync, readlinkSync, rmSync, statSync }
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
-/** Every process of a lab is started with this variable, holding the lab's directory; children inherit it. */
+/**
+ * Every process of a lab is started with this variable, holding the folder of its place (below the lab's folder);
+ * children inherit it.
+ */
 export const LAB_VARIABLE = "NETAGENT_LAB";
 /** In the lab's directory: which process owns it; and, when present, that it is meant to outlive that process. */
 export const OWNER_FILE = "owner";
@@ -20,12 +23,15 @@ const KILL_PATIENCE_MS = 5_000;
 const KILL_ROUNDS = 5;
 const NETNS_FOLDER = "/run/netns";
 
-/** What identifies a lab: the prefix of its namespaces (`na-4711-`) and its directory (`/tmp/na-4711`). */
+/**
+ * What identifies a lab: the prefix of its namespaces (`na-4711-`) and its folder (`/tmp/na-4711`). One place of it
+ * has such a mark, too: `na-4711-node1-` (with `na-4711-node1` itself) and `/tmp/na-4711/node1`.
+ */
 export type LabMark = { readonly prefix: string; readonly folder: string };
 
 /** The mark of lab number `sequence` (0 …) of process `pid`. */
 export function labMark(pid: number, sequence: number): LabMark {
-  const id = sequence === 0 ? `na-${pid}` : `na-${pid}-${sequence}`;
+  const id = sequence === 0 ? `na-${pid}` : `na-${pid}.${sequence}`;
   return { prefix: `${id}-`, folder: join(tmpdir(), id) };
 }
 
@@ -51,10 +57,26 @@ export function tearDown(lab: LabMark): string[] {
   return leftovers(lab);
 }
 
-function removeOnce(lab: LabMark): void {
+/**
+ * What a power failure does to one place: processes and kernel state go, files stay. `place` is the place's mark.
+ * @throws Error when something survives.
+ */
+export function cutPower(place: LabMark): void {
+  for (let round = 0; round < KILL_ROUNDS; round++) {
+    removeLiving(place);
+    if (labProcesses(place).length + labMounts(place).length + labNamespaces(place).length === 0) return;
+  }
+  throw new Error(`power off ${place.prefix}*: still there: ${leftovers(place).join("; ")}`);
+}
+
+function removeLiving(lab: LabMark): void {
   kill(labProcesses(lab));
   for (const mount of labMounts(lab)) spawnSync("umount", ["--lazy", mount]);
   for (const name of labNamespaces(lab)) spawnSync("ip", ["netns", "delete", name]);
+}
+
+function removeOnce(lab: LabMark): void {
+  removeLiving(lab);
   try {
     rmSync(lab.folder, { recursive: true, force: true });
   } catch {
@@ -76,10 +98,10 @@ export function leftovers(lab: LabMark): string[] {
 export function sweepStaleLabs(): string[] {
   const marks = new Map<string, LabMark>();
   for (const name of [...list(NETNS_FOLDER), ...list(tmpdir())]) {
-    const match = /^na-(\d+)(?:-(\d+))?(?:-|$)/.exec(name);
+    const match = /^na-(\d+)(?:\.(\d+))?(?:-|$)/.exec(name);
     if (match?.[1] === undefined) continue;
     const pid = Number(match[1]);
-    if (isOwnerAlive(pid)) continue;
+    if (isOwnerAlive(pid)) continue; // owner files of all labs of a process say the same
     for (const mark of [
       labMark(pid, 0),
       ...(match[2] === undefined ? [] : [labMark(pid, Number(match[2]))]),
@@ -101,7 +123,7 @@ export function sweepStaleLabs(): string[] {
 /** Labs that were kept on purpose. */
 export function keptLabs(): LabMark[] {
   return list(tmpdir()).flatMap((name) => {
-    const match = /^na-(\d+)(?:-(\d+))?$/.exec(name);
+    const match = /^na-(\d+)(?:\.(\d+))?$/.exec(name);
     if (match?.[1] === undefined) return [];
     const mark = labMark(Number(match[1]), Number(match[2] ?? 0));
     return isKept(mark) ? [mark] : [];
@@ -134,7 +156,7 @@ function labProcesses(lab: LabMark): number[] {
     }
   }
   inodes.delete(readlinkSync("/proc/self/ns/net"));
-  const variable = `${LAB_VARIABLE}=${lab.folder}\0`;
+  const variable = `\0${LAB_VARIABLE}=${lab.folder}`;
   return list("/proc")
     .filter((name) => /^\d+$/.test(name) && Number(name) !== process.pid)
     .map(Number)
@@ -142,7 +164,8 @@ function labProcesses(lab: LabMark): number[] {
       if (processIdentity(pid) === undefined) return false;
       try {
         if (inodes.has(readlinkSync(`/proc/${pid}/ns/net`))) return true;
-        return `\0${readFileSync(`/proc/${pid}/environ`, "latin1")}`.includes(`\0${variable}`);
+        const environment = `\0${readFileSync(`/proc/${pid}/environ`, "latin1")}`;
+        return environment.includes(`${variable}\0`) || environment.includes(`${variable}/`);
       } catch {
         return false;
       }
@@ -158,7 +181,7 @@ function labMounts(lab: LabMark): string[] {
 }
 
 function labNamespaces(lab: LabMark): string[] {
-  return list(NETNS_FOLDER).filter((name) => name.startsWith(lab.prefix));
+  return list(NETNS_FOLDER).filter((name) => `${name}-`.startsWith(lab.prefix));
 }
 
 function kill(pids: readonly number[]): void {

@@ -17,8 +17,14 @@ export class WaitError extends Error {
   override readonly name = "WaitError";
 }
 
+/** Thrown by an observation that makes further waiting pointless. */
+export class Hopeless extends Error {
+  override readonly name = "Hopeless";
+}
+
 /**
- * Observes until the observation is accepted and returns it. An observation that throws counts as not accepted.
+ * Observes until the observation is accepted and returns it. An observation that throws counts as not accepted,
+ * unless it is `Hopeless`.
  * `what` completes the sentence "waited for …".
  */
 export async function waitFor<T>(
@@ -35,6 +41,7 @@ export async function waitFor<T>(
       if (until(seen)) return seen;
       last = typeof seen === "string" ? seen : inspect(seen, { depth: 5, breakLength: 110 });
     } catch (error) {
+      if (error instanceof Hopeless) throw new WaitError(`waited for ${what}: ${error.message}`);
       cause = error;
       last = error instanceof Error ? error.message : String(error);
     }

@@ -162,8 +162,8 @@ async function dockersLayout(lab: Lab): Promise<Pair> {
 }
 
 async function dockerNode(lab: Lab, host: Host, peer: Host, own: string, other: string): Promise<Place> {
-  const overlay = lab.sandbox(`${host.name}-ov`);
-  const container = lab.sandbox(`${host.name}-c`);
+  const overlay = lab.sandbox(host, "ov");
+  const container = lab.sandbox(host, "c");
   const ip = (place: Place, line: string): Promise<string> =>
     place.run("ip", ...(line.split(" ") as [string]));
   const name = `vx-${VNI.toString(16).padStart(6, "0")}-abcde`;
@@ -207,7 +207,7 @@ async function ours(lab: Lab): Promise<Pair> {
   await host1.start();
   await host2.start({ join: [host1] });
   await host1.ctl("network", "create", "bench", "--subnet", "10.0.2.0/24");
-  const [near, far] = [lab.sandbox("ours1-c"), lab.sandbox("ours2-c")];
+  const [near, far] = [lab.sandbox(host1, "c"), lab.sandbox(host2, "c")];
   await host1.ctl("attach", "--network", "bench", "--netns", near.netns, "--name", "near");
   const { ip } = await host2.ctlJson<{ ip: string }>(
     "attach",

@@ -1,11 +1,14 @@
 import assert from "node:assert/strict";
 import { spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
-import { existsSync, readdirSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
 import { test } from "node:test";
+import { Connection } from "../endpoints.ts";
 import type { Host } from "../host.ts";
 import { Lab } from "../lab.ts";
 import { program } from "../place.ts";
+import { allAnsweredBy, askHttp, askUdp, RequestLoop } from "../observe.ts";
 import { differences, machineState } from "../machine.ts";
 import { scenario } from "../scenario.ts";
 import { labMark, leftovers } from "../teardown.ts";
@@ -46,7 +49,7 @@ scenario("a cut host hears nothing and keeps its link; an unplugged one loses it
   lab.setPlugged(node2, false);
   assert.doesNotMatch(await node2.run("ip", "link", "show", "eth0"), /LOWER_UP/);
   lab.setPlugged(node2, true);
-  assert.ok(await node1.pings(node2.address));
+  await waitFor("node2 to answer again", () => node1.pings(node2.address), { withinMs: 5_000 });
 });
 
 scenario("loss drops about the share asked for", async (lab) => {
@@ -90,6 +93,48 @@ scenario("servers answer with their name and the address they saw", async (lab) 
   assert.equal(await node2.httpGet(`http://${node1.address}/`), undefined);
 });
 
+scenario("answers are counted by who gave them, and missing ones are failures", async (lab) => {
+  const [node1, node2] = twoHosts(lab);
+  await node1.serveHttp(80, "web1");
+  await node1.serveUdp(53, "dns1");
+  assert.deepEqual(await askHttp(node2, `http://${node1.address}/`, 10), { web1: 10 });
+  assert.deepEqual(await askUdp(node2, node1.address, 53, 4), { dns1: 4 });
+  assert.deepEqual(await askHttp(node2, `http://${node1.address}:81/`, 3), { "": 3 });
+  assert.deepEqual(await askUdp(node2, node1.address, 54, 2), { "": 2 });
+  assert.equal(allAnsweredBy({ web1: 9, "": 1 }), undefined);
+  const loop = RequestLoop.start(node2, [`http://${node1.address}/`, `http://${node1.address}:81/`]);
+  await waitFor("both to be asked", () => node1.pings(node2.address), { withinMs: 3_000 });
+  const { asked, failed } = await loop.stop();
+  assert.equal(failed, asked / 2);
+});
+
+scenario("a long-lived connection beats on after an interruption and tells how long it was", async (lab) => {
+  const [node1, node2] = twoHosts(lab);
+  const connection = await Connection.open(node1, node2, node2.address);
+  await connection.beatsOn();
+  lab.cut(node2);
+  assert.ok(!(await node1.pings(node2.address))); // takes two seconds
+  lab.heal();
+  await connection.beatsOn();
+  assert.ok(connection.longestGapMs > 1_000, String(connection.longestGapMs));
+});
+
+scenario("noise reaches its port over UDP and TCP", async (lab) => {
+  const [node1, node2] = twoHosts(lab);
+  const echo = await node1.serve("echo-server", "7946");
+  await node1.serveUdp(7946);
+  const capture = await node1.capture("port 7946");
+  const result = await node2.exec(program("hostile", node1.address, "7946", "50", "1"));
+  assert.equal(result.code, 0, result.stderr);
+  for (const mark of ["proto UDP", "Flags [S]"]) {
+    await waitFor(`"${mark}" in the capture`, () => capture.frames().length, {
+      withinMs: 3_000,
+      until: () => capture.frames().some((frame) => frame.includes(mark)),
+    });
+  }
+  assert.ok(echo.running);
+});
+
 scenario("a capture shows the frames that crossed a link", async (lab) => {
   const [node1, node2] = twoHosts(lab);
   const capture = await node2.capture("icmp");
@@ -102,10 +147,27 @@ scenario("a capture shows the frames that crossed a link", async (lab) => {
 });
 
 scenario("a sandbox has loopback and nothing else", async (lab) => {
-  const sandbox = lab.sandbox("box");
+  const sandbox = lab.sandbox(lab.host("node1", "192.168.1.104"), "box");
   assert.equal((await sandbox.run("ip", "-brief", "link")).trim().split("\n").length, 1);
   assert.ok(await sandbox.pings("127.0.0.1"));
 });
+
+scenario(
+  "a power failure takes processes and sandboxes, spares files and other hosts, and ends",
+  async (lab) => {
+    const [node1, node2] = twoHosts(lab);
+    const server = await node1.serveHttp(80);
+    const box = lab.sandbox(node1, "box");
+    writeFileSync(join(node1.dataFolder, "file"), "kept");
+    lab.powerOff(node1);
+    await server.exited;
+    assert.ok(!existsSync(node1.netnsPath) && !existsSync(box.netnsPath));
+    assert.ok(await node2.pings("127.0.0.1"));
+    lab.powerOn(node1);
+    assert.ok(await node2.pings(node1.address));
+    assert.equal(readFileSync(join(node1.dataFolder, "file"), "utf8"), "kept");
+  },
+);
 
 test("the end of a lab leaves no namespace, process, mount or file, also after an exception", async () => {
   const before = machineState();

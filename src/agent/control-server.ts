@@ -1,6 +1,6 @@
 import type { Server } from "node:net";
 import { z } from "zod";
-import { errorCode, errorText, NetError } from "../base/error.ts";
+import { DecodeError, errorCode, errorText, NetError } from "../base/error.ts";
 import { listenUnix, type JsonConnection } from "../transport/unix-socket.ts";
 import {
   requests,
@@ -80,9 +80,10 @@ function serve(
     void answer(value, handlers, reporter)
       .then((result) => connection.send({ result }))
       .catch((error: unknown) => {
-        const code = errorCode(error) ?? "internal";
-        // A NetError is an answer; anything else is a bug here and belongs in the log with its stack.
-        if (!(error instanceof NetError)) log.error({ err: error }, "control request failed");
+        const code = errorCode(error) ?? (error instanceof DecodeError ? "bad-request" : "internal");
+        // These two are answers; anything else is a bug here and belongs in the log with its stack.
+        if (!(error instanceof NetError || error instanceof DecodeError))
+          log.error({ err: error }, "control request failed");
         connection.send({ error: { code, message: errorText(error) } });
       })
       .finally(() => connection.close());

@@ -1,9 +1,11 @@
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { z } from "zod";
-import { errorText, NetError } from "../base/error.ts";
+import { errorCode, errorText, NetError } from "../base/error.ts";
 import { randomHex } from "../base/id.ts";
 import type { Random } from "../base/random.ts";
+import { setLink } from "../kernel/links.ts";
+import { NetlinkSocket } from "../kernel/netlink-socket.ts";
 import { Netns } from "../kernel/netns.ts";
 
 /** A namespace made for `netctl run`, owned by the process that asked for it. */
@@ -40,7 +42,9 @@ export class Sandboxes {
     writeFileSync(`${path}.json`, JSON.stringify({ ownerPid, ownerStart }), { mode: 0o600 });
     writeFileSync(`${path}.resolv.conf`, "nameserver 127.0.0.11\noptions ndots:0\n", { mode: 0o644 });
     try {
-      using _created = Netns.create(path);
+      using created = Netns.create(path);
+      using socket = new NetlinkSocket("route", created);
+      setLink(socket, `bring lo up in ${path}`, { name: "lo", up: true });
     } catch (error) {
       this.#forget(path);
       throw error;
@@ -59,6 +63,17 @@ export class Sandboxes {
     return (
       path.startsWith(`${this.#directory}/run-`) && !path.slice(this.#directory.length + 1).includes("/")
     );
+  }
+
+  /** Whether a namespace is there, ours or anybody's. */
+  exists(path: string): boolean {
+    try {
+      using _netns = Netns.open(path);
+      return true;
+    } catch (error) {
+      if (errorCode(error) === "NETNS_MISSING") return false;
+      throw error;
+    }
   }
 
   /** Sandboxes whose owner is gone: their endpoints and they themselves are to be removed. */

@@ -145,7 +145,7 @@ export class ByteWriter {
 
   u8(value: number): this {
     const at = this.#grow(1);
-    this.#view.setUint8(at, value);
+    this.#bytes[at] = value;
     return this;
   }
   u16(value: number): this {
@@ -203,15 +203,18 @@ export class ByteWriter {
   write(bytes: Uint8Array): this {
     const at = this.#grow(bytes.length);
     // Most writes are a key or an address: a loop beats the call behind `set` up to a few dozen bytes.
-    if (bytes.length > 24) this.#bytes.set(bytes, at);
-    else for (let i = 0; i < bytes.length; i++) this.#bytes[at + i] = bytes[i] as number;
+    const target = this.#bytes;
+    const count = bytes.length;
+    if (count > 24) target.set(bytes, at);
+    else for (let i = 0; i < count; i++) target[at + i] = bytes[i] as number;
     return this;
   }
 
   /** Text the caller knows to be ASCII, without a detour over an encoder. */
   ascii(text: string): this {
     const at = this.#grow(text.length);
-    for (let i = 0; i < text.length; i++) this.#bytes[at + i] = text.charCodeAt(i);
+    const target = this.#bytes;
+    for (let i = 0; i < text.length; i++) target[at + i] = text.charCodeAt(i);
     return this;
   }
 

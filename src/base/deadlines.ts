@@ -1,4 +1,4 @@
-import type { Instant } from "./time.ts";
+import { after, type Instant } from "./time.ts";
 
 /** Deadlines by key, the only timer a core needs: set, forget, ask for the earliest, collect what is due. */
 export class Deadlines<K> {
@@ -25,6 +25,12 @@ export class Deadlines<K> {
   /** Whether there was one. */
   delete(key: K): boolean {
     return this.#at.delete(key);
+  }
+
+  /** Moves all of them: `milliseconds` later. */
+  shift(milliseconds: number): void {
+    for (const [key, at] of this.#at) this.#at.set(key, after(at, milliseconds));
+    this.#rebuild();
   }
 
   clear(): void {

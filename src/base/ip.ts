@@ -2,7 +2,10 @@ import { Address4, Address6 } from "ip-address";
 import type { Brand } from "./brand.ts";
 import { DecodeError } from "./error.ts";
 
-/** IPv4 or IPv6 address as canonical text (RFC 5952 for IPv6): equal addresses are equal strings. */
+/**
+ * IPv4 or IPv6 address as canonical text (RFC 5952 for IPv6): equal addresses are equal strings. An IPv4-mapped
+ * IPv6 address (`::ffff:10.0.0.1`) is the IPv4 address.
+ */
 export type IpAddr = Brand<string, "IpAddr">;
 
 /** An address with a prefix length: of a subnet the host bits are zero, of an interface they need not be. */
@@ -34,7 +37,12 @@ export function tryParseIp(text: string): IpAddr | undefined {
       : (text as IpAddr);
   }
   if (!text.includes(":") || /[%/]/.test(text) || !Address6.isValid(text)) return undefined;
-  return new Address6(text).correctForm() as IpAddr;
+  const canonical = new Address6(text).correctForm();
+  const mapped = /^::ffff:([0-9a-f]{1,4}):([0-9a-f]{1,4})$/.exec(canonical);
+  if (mapped === null) return canonical as IpAddr;
+  return ipv4FromNumber(
+    Number.parseInt(mapped[1] ?? "", 16) * 0x10000 + Number.parseInt(mapped[2] ?? "", 16),
+  );
 }
 
 export function isIpv4(ip: IpAddr): boolean {
@@ -76,7 +84,7 @@ export function parseCidr(text: string): Cidr {
   const slash = text.lastIndexOf("/");
   const ip = slash < 0 ? undefined : tryParseIp(text.slice(0, slash));
   const length = slash < 0 ? "" : text.slice(slash + 1);
-  if (ip === undefined || !/^\d{1,3}$/.test(length) || Number(length) > (isIpv4(ip) ? 32 : 128)) {
+  if (ip === undefined || !/^(0|[1-9]\d{0,2})$/.test(length) || Number(length) > (isIpv4(ip) ? 32 : 128)) {
     throw new DecodeError("CIDR", 0, `'${text.slice(0, 60)}' is not ADDRESS/PREFIX-LENGTH`);
   }
   return { ip, prefixLength: Number(length) };
@@ -136,19 +144,20 @@ export function parseHostPort(
   text: string,
   defaultPort: number,
 ): { readonly host: string; readonly port: number } {
-  const bracketed = /^\[([^\]]+)\](?::(\d+))?$/.exec(text);
-  const plain = /^([^:[\]]+)(?::(\d+))?$/.exec(text);
-  const match = bracketed ?? plain;
-  if (match === null) {
-    const ip = tryParseIp(text);
-    if (ip !== undefined) return { host: ip, port: defaultPort };
+  const bare = tryParseIp(text);
+  if (bare !== undefined) return { host: bare, port: defaultPort };
+  const match = /^(?:\[([^\]]+)\]|([^\s:[\]/]+))(?::(\d{1,5}))?$/.exec(text);
+  const bracketed = match?.[1];
+  // Only IPv6 needs brackets, so nothing else has them.
+  const host =
+    bracketed === undefined ? match?.[2] : bracketed.includes(":") ? tryParseIp(bracketed) : undefined;
+  if (match === null || host === undefined)
     throw new DecodeError("address", 0, `'${text.slice(0, 80)}' is not HOST or HOST:PORT`);
-  }
-  const port = match[2] === undefined ? defaultPort : Number(match[2]);
+  const port = match[3] === undefined ? defaultPort : Number(match[3]);
   if (!Number.isInteger(port) || port < 1 || port > 65535) {
     throw new DecodeError("address", 0, `port of '${text.slice(0, 80)}' is outside 1 … 65535`);
   }
-  return { host: match[1] ?? "", port };
+  return { host, port };
 }
 
 function maskBytes(bytes: Uint8Array, prefixLength: number): Uint8Array {

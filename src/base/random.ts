@@ -34,7 +34,7 @@ export function seededRandom(seed: number): Random {
   };
 }
 
-/** Uniform integer in [0, bound). */
+/** Uniform integer in [0, bound); `bound` at most 2³², the generator's resolution. */
 export function randomInt(random: Random, bound: number): number {
   return Math.floor(random.next() * bound);
 }
@@ -63,7 +63,7 @@ export function shuffle<T>(random: Random, items: T[]): T[] {
 /** Up to `count` distinct elements, uniformly, in random order. The input is left as it is. */
 export function sample<T>(random: Random, items: readonly T[], count: number): T[] {
   const copy = [...items];
-  const size = Math.min(count, copy.length);
+  const size = Math.max(0, Math.min(count, copy.length));
   for (let i = 0; i < size; i++) {
     const j = i + randomInt(random, copy.length - i);
     const held = copy[i] as T;

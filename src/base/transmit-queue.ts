@@ -14,9 +14,12 @@ export class TransmitQueue {
   #bytes = 0;
   #nextId = 0;
   #overflowed = 0;
+  readonly #onGone: ((name: string) => void) | undefined;
 
-  constructor(limits: TransmitQueueLimits) {
+  /** `onGone` hears of every named entry that leaves: sent often enough, replaced, deleted or pushed out. */
+  constructor(limits: TransmitQueueLimits, onGone?: (name: string) => void) {
     this.#limits = limits;
+    this.#onGone = onGone;
   }
 
   /** Entries waiting. */
@@ -32,6 +35,11 @@ export class TransmitQueue {
   /** Entries pushed out because `maxEntries` was reached. */
   get overflowed(): number {
     return this.#overflowed;
+  }
+
+  /** Everything waiting, least sent first. */
+  payloads(): Uint8Array[] {
+    return this.#tiers.flatMap((tier) => tier.entries().map((entry) => entry.payload));
   }
 
   has(name: string): boolean {
@@ -71,24 +79,36 @@ export class TransmitQueue {
   /**
    * Takes messages that fit `budgetBytes`, each costing its length plus `overheadPerMessage`, and counts one
    * transmission for each. An entry that reaches `transmitLimit` leaves the queue. No entry comes twice in one call.
+   * `skip` says of a named entry whether it is left out, and whether that counts as a transmission all the same.
    */
-  take(budgetBytes: number, overheadPerMessage: number, transmitLimit: number): Uint8Array[] {
-    const taken: Entry[] = [];
+  take(
+    budgetBytes: number,
+    overheadPerMessage: number,
+    transmitLimit: number,
+    skip?: (name: string) => "no" | "counted" | "uncounted",
+  ): Uint8Array[] {
+    const uncounted: Entry[] = [];
+    const counted: Entry[] = [];
+    const taken: Uint8Array[] = [];
     let left = budgetBytes;
     for (const tier of this.#tiers) {
       for (;;) {
         const entry = tier.popLongest(left - overheadPerMessage);
         if (entry === undefined) break;
+        const skipped = entry.name === undefined ? undefined : skip?.(entry.name);
+        (skipped === "uncounted" ? uncounted : counted).push(entry);
+        if (skipped === "counted" || skipped === "uncounted") continue;
         left -= entry.payload.length + overheadPerMessage;
-        taken.push(entry);
+        taken.push(entry.payload);
       }
     }
-    for (const entry of taken) {
+    for (const entry of uncounted) this.#insert(entry);
+    for (const entry of counted) {
       entry.transmissions++;
       if (entry.transmissions >= transmitLimit) this.#forget(entry);
       else this.#insert(entry);
     }
-    return taken.map((entry) => entry.payload);
+    return taken;
   }
 
   /** Takes everything at once, least transmitted first. */
@@ -120,8 +140,10 @@ export class TransmitQueue {
   #forget(entry: Entry): void {
     this.#length--;
     this.#bytes -= entry.payload.length;
-    if (entry.name !== undefined) this.#named.delete(entry.name);
     if (this.#length === 0) this.#tiers.length = 0;
+    if (entry.name === undefined) return;
+    this.#named.delete(entry.name);
+    this.#onGone?.(entry.name);
   }
 
   #insert(entry: Entry): void {
@@ -180,6 +202,10 @@ class Tier {
   /** Length of the longest entry, 0 without one. */
   get longest(): number {
     return this.#lengths.at(-1) ?? 0;
+  }
+
+  entries(): Entry[] {
+    return [...this.#byLength.values()].flat();
   }
 
   /** Removes the newest of the longest entries not longer than `limit` bytes. */

@@ -1,6 +1,6 @@
 #!/usr/bin/env node
-import { readFileSync } from "node:fs";
 import { Command, CommanderError } from "commander";
+import { packageVersion } from "../agent/version.ts";
 import { errorText } from "../base/error.ts";
 import { addClusterCommands } from "./commands/cluster.ts";
 import { addEndpointCommands } from "./commands/endpoint.ts";
@@ -64,16 +64,6 @@ function acceptGlobalOptionsEverywhere(command: Command): void {
     child.exitOverride();
     acceptGlobalOptionsEverywhere(child);
   }
-}
-
-/** The package's own version, from the package.json two folders above the build output. */
-function packageVersion(): string {
-  const manifest: unknown = JSON.parse(
-    readFileSync(new URL("../../../package.json", import.meta.url), "utf8"),
-  );
-  return typeof manifest === "object" && manifest !== null && "version" in manifest
-    ? String(manifest.version)
-    : "unknown";
 }
 
 // A closed pipe (`netctl peers | head -1`) is the reader's choice, not an error.

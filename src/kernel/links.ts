@@ -1,14 +1,16 @@
 /** Links over one netlink socket: list, find, create, change, delete. */
 import { errorCode } from "../base/error.ts";
-import type { BridgePort, Link, LinkSettings } from "../wire/netlink/link.ts";
+import type { Link, LinkQuery, LinkSettings } from "../wire/netlink/link.ts";
 import { decodeLink, encodeLink, encodeLinkQuery } from "../wire/netlink/link.ts";
 import { NLM_F } from "../wire/netlink/message.ts";
 import { RTM } from "../wire/netlink/rtnetlink.ts";
 import type { NetlinkSocket } from "./netlink-socket.ts";
 
-/** All links of the socket's namespace, or of the one it knows by `targetNetnsId`. @throws NetError */
-export function listLinks(socket: NetlinkSocket, targetNetnsId?: number): readonly Link[] {
-  const query = targetNetnsId === undefined ? {} : { targetNetnsId };
+/** Links of the socket's namespace, or of the one it knows by `targetNetnsId`, of one kind or all. @throws NetError */
+export function listLinks(
+  socket: NetlinkSocket,
+  query: Pick<LinkQuery, "kind" | "targetNetnsId"> = {},
+): readonly Link[] {
   return socket.dump(
     "list links",
     { type: RTM.getLink, encode: (out) => encodeLinkQuery(query, out) },
@@ -16,16 +18,19 @@ export function listLinks(socket: NetlinkSocket, targetNetnsId?: number): readon
   );
 }
 
-/** The link called `name`, or undefined. @throws NetError */
-export function findLink(socket: NetlinkSocket, name: string): Link | undefined {
+/** The link with that name or index, or undefined. @throws NetError */
+export function findLink(
+  socket: NetlinkSocket,
+  query: Pick<LinkQuery, "name" | "ifindex" | "targetNetnsId">,
+): Link | undefined {
   try {
     return socket.get(
-      `find link ${name}`,
-      { type: RTM.getLink, encode: (out) => encodeLinkQuery({ name }, out) },
+      `find link ${query.name ?? query.ifindex}`,
+      { type: RTM.getLink, encode: (out) => encodeLinkQuery(query, out) },
       (message) => decodeLink(message.payload),
     );
   } catch (error) {
-    if (errorCode(error) === "ENODEV") return undefined;
+    if (isGone(error, query.targetNetnsId)) return undefined;
     throw error;
   }
 }
@@ -44,16 +49,6 @@ export function setLink(socket: NetlinkSocket, what: string, settings: LinkSetti
   socket.request(what, { type: RTM.newLink, encode: (out) => encodeLink(settings, out) });
 }
 
-/** Bridge port settings have their own road: they are no part of what SETLINK accepts on creation. @throws NetError */
-export function setBridgePort(
-  socket: NetlinkSocket,
-  what: string,
-  ifindex: number,
-  bridgePort: BridgePort,
-): void {
-  setLink(socket, what, { ifindex, bridgePort });
-}
-
 /** Deletes by name, in the socket's namespace or another one. Gone already is not an error. @throws NetError */
 export function deleteLink(
   socket: NetlinkSocket,
@@ -63,9 +58,12 @@ export function deleteLink(
   try {
     socket.request(what, { type: RTM.deleteLink, encode: (out) => encodeLink(link, out) });
   } catch (error) {
-    // EINVAL: the namespace id is no longer known, so the namespace died and its links with it.
-    const gone =
-      errorCode(error) === "ENODEV" || (link.targetNetnsId !== undefined && errorCode(error) === "EINVAL");
-    if (!gone) throw error;
+    if (!isGone(error, link.targetNetnsId)) throw error;
   }
+}
+
+/** EINVAL: the namespace id is no longer known, so the namespace died and its links with it. */
+function isGone(error: unknown, targetNetnsId: number | undefined): boolean {
+  const code = errorCode(error);
+  return code === "ENODEV" || (targetNetnsId !== undefined && code === "EINVAL");
 }

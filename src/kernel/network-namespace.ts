@@ -19,7 +19,7 @@ import {
 } from "../wire/netlink/namespace-id.ts";
 import { RTM, RTNLGRP } from "../wire/netlink/rtnetlink.ts";
 import { listAddresses } from "./addresses.ts";
-import { listLinks } from "./links.ts";
+import { findLink, listLinks } from "./links.ts";
 import { EntryMirror } from "./neighbors.ts";
 import { NetlinkSocket } from "./netlink-socket.ts";
 import type { Netns } from "./netns.ts";
@@ -42,8 +42,6 @@ export interface LinkSnapshot {
   readonly sandboxes: readonly SandboxLinks[];
   readonly wrongSysctls: readonly string[];
 }
-
-const ENDPOINT_KINDS: readonly (string | undefined)[] = ["macvlan", "veth"];
 
 export class NetworkNamespace {
   readonly network: NetworkId;
@@ -87,7 +85,10 @@ export class NetworkNamespace {
     links.subscribe({
       groups: [RTNLGRP.link, RTNLGRP.ipv4Address, RTNLGRP.ipv6Address, RTNLGRP.namespaceId],
       allNamespaces: true,
-      onMessage: linksChanged,
+      // A new id is no news of links, and our own listing of other namespaces makes the kernel give some.
+      onMessage: (message) => {
+        if (message.type !== RTM.newNamespaceId) linksChanged();
+      },
       onOverrun: linksChanged,
     });
     this.#events = { entries, links };
@@ -155,18 +156,9 @@ export class NetworkNamespace {
     return this.#mirror?.ifindex === ifindex ? this.#mirror : undefined;
   }
 
-  /** The id under which this namespace knows `sandbox`, −1 when it does not. @throws NetError */
-  idOf(sandbox: Netns): number {
-    return this.socket.get(
-      `find namespace ${sandbox.path}`,
-      { type: RTM.getNamespaceId, encode: (out) => encodeNamespaceIdQuery(sandbox.fd, out) },
-      (message) => decodeNamespaceId(message.payload),
-    );
-  }
-
   /** Enters `sandbox` into the register. @throws NetError */
   register(sandbox: Netns): void {
-    if (this.idOf(sandbox) >= 0) return;
+    if (namespaceIdOf(this.socket, sandbox) >= 0) return;
     this.socket.request(`register namespace ${sandbox.path}`, {
       type: RTM.newNamespaceId,
       encode: (out) => encodeNamespaceIdAssignment(sandbox.fd, out),
@@ -193,37 +185,61 @@ export class NetworkNamespace {
 
   #readLinks(): LinkSnapshot {
     const links = listLinks(this.socket);
+    const ports = links.filter((link) => link.kind === "veth");
     const named = (name: string, kind: string): Link | undefined =>
       links.find((link) => link.name === name && link.kind === kind);
     return {
       vxlan: named(VXLAN_LINK, "vxlan"),
       macvlanGateway: named(GATEWAY_LINK, "macvlan"),
       bridge: named(BRIDGE_LINK, "bridge"),
-      ports: links.filter((link) => link.kind === "veth"),
+      ports,
       addresses: listAddresses(this.socket),
-      sandboxes: this.#listSandboxes(),
+      sandboxes: this.#listSandboxes(ports),
       wrongSysctls: this.#wrongSysctls(),
     };
   }
 
-  #listSandboxes(): SandboxLinks[] {
-    const ids = this.socket.dump(
+  /**
+   * Interfaces of this network elsewhere: macvlan children by asking every namespace known here, veth ends by
+   * following the pairs from here.
+   *
+   * Only what hangs on this namespace counts, which the link's own netns id tells: others may have a network of
+   * the same id (two hosts of a lab on one machine). And never all links of a namespace: listing a veth pair
+   * gives its other end's namespace an id here (rtnl_fill_link_netnsid allocates), so that the register would
+   * come to hold every container of the host.
+   */
+  #listSandboxes(ports: readonly Link[]): SandboxLinks[] {
+    const found = new Map<number, Link[]>();
+    for (const nsid of this.#knownNamespaces()) {
+      const children = this.#listMacvlans(nsid);
+      if (children.length > 0) found.set(nsid, [...children]);
+    }
+    for (const { link: ifindex, linkNetnsId: nsid } of ports) {
+      if (ifindex === undefined || nsid === undefined) continue;
+      const end = findLink(this.socket, { ifindex, targetNetnsId: nsid });
+      if (end !== undefined) found.set(nsid, [...(found.get(nsid) ?? []), end]);
+    }
+    return [...found].map(([nsid, links]) => ({ nsid, links, addresses: this.#listAddresses(nsid) }));
+  }
+
+  #knownNamespaces(): readonly number[] {
+    return this.socket.dump(
       "list namespace ids",
       { type: RTM.getNamespaceId, encode: (out) => encodeNamespaceIdQuery(undefined, out) },
       (message) => decodeNamespaceId(message.payload),
     );
-    const sandboxes: SandboxLinks[] = [];
-    for (const nsid of ids) {
-      try {
-        const links = listLinks(this.socket, nsid).filter((link) => ENDPOINT_KINDS.includes(link.kind));
-        const addresses = links.length === 0 ? [] : listAddresses(this.socket, nsid);
-        sandboxes.push({ nsid, links, addresses });
-      } catch (error) {
-        // The namespace died between the two lists.
-        if (errorCode(error) !== "EINVAL") throw error;
-      }
-    }
-    return sandboxes;
+  }
+
+  #listMacvlans(nsid: number): readonly Link[] {
+    const links = unlessGone(() => listLinks(this.socket, { targetNetnsId: nsid, kind: "macvlan" })) ?? [];
+    if (links.length === 0) return links;
+    // Asked after the list, which is what gives this namespace an id in its own eyes.
+    const own = namespaceIdOf(this.socket, this.netns);
+    return links.filter((link) => link.kind === "macvlan" && link.linkNetnsId === own);
+  }
+
+  #listAddresses(nsid: number): readonly InterfaceAddress[] {
+    return unlessGone(() => listAddresses(this.socket, nsid)) ?? [];
   }
 
   #wrongSysctls(): string[] {
@@ -232,5 +248,24 @@ export class NetworkNamespace {
       const actual = this.netns.readSysctl(name);
       return actual === undefined || actual === value ? [] : [name];
     });
+  }
+}
+
+/** The id under which the socket's namespace knows `other`, −1 when it does not. @throws NetError */
+export function namespaceIdOf(socket: NetlinkSocket, other: Netns): number {
+  return socket.get(
+    `find namespace ${other.path}`,
+    { type: RTM.getNamespaceId, encode: (out) => encodeNamespaceIdQuery(other.fd, out) },
+    (message) => decodeNamespaceId(message.payload),
+  );
+}
+
+/** Undefined when the namespace asked about died meanwhile. */
+function unlessGone<T>(ask: () => T): T | undefined {
+  try {
+    return ask();
+  } catch (error) {
+    if (errorCode(error) === "EINVAL") return undefined;
+    throw error;
   }
 }

@@ -45,7 +45,7 @@ import { createLink, deleteLink, findLink, listLinks, setLink } from "./links.ts
 import { applyEntries, type EntryStep, isEntryStep } from "./neighbors.ts";
 import { NetlinkSocket, refusal } from "./netlink-socket.ts";
 import { IPROUTE_NETNS_DIRECTORY, Netns } from "./netns.ts";
-import { type LinkSnapshot, NetworkNamespace } from "./network-namespace.ts";
+import { type LinkSnapshot, namespaceIdOf, NetworkNamespace } from "./network-namespace.ts";
 
 export interface VxlanDataplaneOptions {
   /** Namespaces are pinned in its `netns/`. */
@@ -236,14 +236,15 @@ export class VxlanDataplane implements Dataplane {
       });
     } catch (error) {
       const code = errorCode(error);
-      if (code !== "EEXIST" && code !== "EADDRINUSE") throw error;
-      const holder = this.#findVniHolder(namespace.network, core);
-      const cure =
-        holder !== undefined
-          ? `VNI ${core.vni} on port ${core.dataPathPort} is held by ${holder}; delete that device or give the network another VNI`
-          : code === "EADDRINUSE"
-            ? `UDP port ${core.dataPathPort} is taken by another program; see 'ss -lunp'`
-            : `VNI ${core.vni} on port ${core.dataPathPort} is held by a VXLAN device in a namespace that cannot be seen from here`;
+      if (code === "EADDRINUSE") {
+        const cure = `UDP port ${core.dataPathPort} is taken by another program; see 'ss -lunp'`;
+        throw new NetError(code, `${what}: ${code} (${cure})`, { cause: error });
+      }
+      if (code !== "EEXIST") throw error;
+      const holder =
+        this.#findVniHolder(namespace.network, core) ??
+        "a VXLAN device in a namespace that cannot be seen from here";
+      const cure = `VNI ${core.vni} on port ${core.dataPathPort} is held by ${holder}; delete that device or give the network another VNI`;
       throw new NetError("VNI_IN_USE", `${what}: ${code} (${cure})`, { cause: error });
     }
     const { ifindex } = requireLink(namespace.socket, VXLAN_LINK);
@@ -251,28 +252,29 @@ export class VxlanDataplane implements Dataplane {
     if (core.linkKind === "veth") setVxlan(namespace, core, what);
   }
 
-  /** `vxlan0 in the namespace /run/…`: who has the VNI, wherever we can look. */
+  /** `vxlan0 in the namespace /run/…`: whose device has the VNI on our underlay, wherever we can look. */
   #findVniHolder(network: NetworkId, core: DesiredCore): string | undefined {
-    const holds = (links: readonly Link[]): Link | undefined =>
-      links.find(
-        ({ info }) =>
+    // A device's link namespace is the one with its UDP socket; undefined means its own.
+    const holder = (socket: NetlinkSocket, underlay: number | undefined): Link | undefined =>
+      listLinks(socket).find(
+        ({ info, linkNetnsId }) =>
           info?.kind === "vxlan" &&
           info.port === core.dataPathPort &&
-          (info.vni === core.vni || info.collectMetadata),
+          info.vni === core.vni &&
+          linkNetnsId === underlay,
       );
-    const inHost = holds(listLinks(this.#hostSocket));
+    const inHost = holder(this.#hostSocket, undefined);
     if (inHost !== undefined) return `${inHost.name} in the host`;
-    const own = namespaceName(network);
+    const own = this.#path(network);
     const paths = [this.#directory, ...FOREIGN_NETNS_DIRECTORIES].flatMap((directory) =>
-      listDirectory(directory).flatMap((name) =>
-        directory === this.#directory && name === own ? [] : join(directory, name),
-      ),
+      listDirectory(directory).map((name) => join(directory, name)),
     );
     for (const path of paths) {
+      if (path === own) continue;
       try {
         using netns = Netns.open(path);
         using socket = new NetlinkSocket("route", netns);
-        const found = holds(listLinks(socket));
+        const found = holder(socket, namespaceIdOf(socket, this.#host));
         if (found !== undefined) return `${found.name} in the namespace ${path}`;
       } catch {
         // Vanished meanwhile, or not a namespace: not the holder.
@@ -337,7 +339,7 @@ export class VxlanDataplane implements Dataplane {
     for (const endpoint of desired.endpoints.values()) {
       try {
         this.#withSandbox(endpoint.sandbox, (netns) => {
-          const nsid = namespace?.idOf(netns) ?? -1;
+          const nsid = namespace === undefined ? -1 : namespaceIdOf(namespace.socket, netns);
           sandboxes.set(endpoint.id, nsid < 0 ? "unknown" : nsid);
         });
       } catch (error) {
@@ -663,7 +665,7 @@ function setSysctl(netns: Netns, name: string, value: string): void {
 }
 
 function requireLink(socket: NetlinkSocket, name: string): Link {
-  const link = findLink(socket, name);
+  const link = findLink(socket, { name });
   if (link === undefined) throw new NetError("ENODEV", `find link ${name}: ENODEV (it is not there)`);
   return link;
 }

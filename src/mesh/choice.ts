@@ -58,16 +58,17 @@ export function choiceClass(count: number): number {
  */
 export function ownedSlots(names: readonly string[], seed: string): OwnedSlot[] {
   const { positions, spare } = CHOICE_CLASSES[choiceClass(names.length)] as ChoiceClass;
+  // One hash of each name, from which all its numbers are drawn: hashing is most of the work.
+  const candidates = names.map((name, owner) => ({ name, owner, hash: hashText(`${seed}/${name}`) }));
   // A ranking by hash decides who comes first to a contended position, whatever order the caller has.
-  const ranked = names
-    .map((name, owner) => ({ name, owner, rank: hashText(`${seed}/rank/${name}`) }))
-    .sort((a, b) => a.rank - b.rank || (a.name < b.name ? -1 : 1))
+  const ranked = candidates
+    .sort((a, b) => a.hash - b.hash || (a.name < b.name ? -1 : 1))
     .slice(0, BACKENDS_MAX);
   const owners = new Int32Array(positions).fill(-1);
-  for (const { name, owner } of ranked) {
-    let slot = hashText(`${seed}/position/${name}`) % positions;
+  for (const { owner, hash } of ranked) {
+    let slot = draw(hash, 1) % positions;
     // Odd, so that it visits every position of a power of two.
-    const skip = (hashText(`${seed}/skip/${name}`) | 1) >>> 0;
+    const skip = (draw(hash, 2) | 1) >>> 0;
     while (owners[slot] !== -1) slot = (slot + skip) % positions;
     owners[slot] = owner;
   }
@@ -75,29 +76,26 @@ export function ownedSlots(names: readonly string[], seed: string): OwnedSlot[] 
   owners.forEach((owner, slot) => {
     if (owner !== -1) slots.push({ slot, owner });
   });
-  const sorted = ranked.sort((a, b) => (a.name < b.name ? -1 : 1));
-  maglevTable(
-    sorted.map(({ name }) => name),
+  const table = maglevTable(
+    ranked.map(({ hash }) => hash),
     spare,
-    seed,
-  ).forEach((index, slot) => {
-    slots.push({ slot: positions + slot, owner: sorted[index]?.owner ?? 0 });
-  });
+  );
+  table.forEach((index, slot) => slots.push({ slot: positions + slot, owner: ranked[index]?.owner ?? 0 }));
   return slots;
 }
 
 /**
- * Maglev's table: who of `names` (distinct, sorted) owns each of `size` slots (a prime, or 0). Each gets
- * ⌊size/n⌋ or ⌈size/n⌉ of them.
+ * Maglev's table: which of `hashes` (ascending, one per backend) owns each of `size` slots (a prime, or 0).
+ * Each gets ⌊size/n⌋ or ⌈size/n⌉ of them.
  */
-export function maglevTable(names: readonly string[], size: number, seed: string): Uint16Array {
+export function maglevTable(hashes: readonly number[], size: number): Uint16Array {
   const owners = new Uint16Array(size);
-  if (names.length <= 1 || size < 2) return owners;
-  const next = names.map((name) => hashText(`${seed}/offset/${name}`) % size);
-  const skip = names.map((name) => (hashText(`${seed}/step/${name}`) % (size - 1)) + 1);
+  if (hashes.length <= 1 || size < 2) return owners;
+  const next = hashes.map((hash) => draw(hash, 3) % size);
+  const skip = hashes.map((hash) => (draw(hash, 4) % (size - 1)) + 1);
   const taken = new Uint8Array(size);
   for (let filled = 0; ;) {
-    for (let index = 0; index < names.length; index++) {
+    for (let index = 0; index < hashes.length; index++) {
       let slot = next[index] ?? 0;
       // size is prime, so the steps of `skip` visit every slot: a free one is found while there is one.
       while (taken[slot] === 1) slot = (slot + (skip[index] ?? 1)) % size;
@@ -109,10 +107,21 @@ export function maglevTable(names: readonly string[], size: number, seed: string
   }
 }
 
+/** The `count`-th number drawn from a hash: another step of its Weyl sequence, mixed. */
+function draw(hash: number, count: number): number {
+  return mix(hash + Math.imul(count, 0x9e3779b9));
+}
+
 /** FNV-1a, 32 bits, with the finalizer of MurmurHash3: FNV's low bits alone are too regular for `%`. */
 export function hashText(text: string): number {
   let hash = 0x811c9dc5;
   for (let i = 0; i < text.length; i++) hash = Math.imul(hash ^ text.charCodeAt(i), 0x01000193);
+  return mix(hash);
+}
+
+/** MurmurHash3's finalizer: every bit of the result depends on every bit of `value`. */
+function mix(value: number): number {
+  let hash = value;
   hash = Math.imul(hash ^ (hash >>> 16), 0x85ebca6b);
   hash = Math.imul(hash ^ (hash >>> 13), 0xc2b2ae35);
   return (hash ^ (hash >>> 16)) >>> 0;

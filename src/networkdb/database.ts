@@ -7,6 +7,7 @@ import type { NetworkDbMessage } from "../wire/networkdb/message.ts";
 import { encodeNetworkDbMessage } from "../wire/networkdb/message.ts";
 import { Attachments } from "./attachment.ts";
 import type { NetworkDbConfig } from "./config.ts";
+import { EarlyEvents } from "./early.ts";
 import type { NetworkDbEffect } from "./effect.ts";
 import type { Entry } from "./entry.ts";
 import { LamportClock } from "./lamport.ts";
@@ -71,6 +72,7 @@ export class Database {
   readonly attachments = new Attachments();
   /** Node and network events; drained by memberlist's gossip. */
   readonly clusterQueue: TransmitQueue;
+  readonly early = new EarlyEvents();
   readonly timers = new Deadlines<Timer>();
   readonly counters = new Map<CounterName, number>();
   /** Own rows and attachments that may still be re-issued in this reap interval. */

@@ -22,17 +22,42 @@ export function memberJoined(db: Database, name: NodeName, address: SocketAddr, 
     return "new";
   }
   node.address = address;
+  node.aliveInMemberlist = true;
   if (node.state === "active") return "known";
   activate(db, node, now);
   return "returned";
 }
 
-/** memberlist considers the node dead or left. Without a leave event before it probably crashed. */
-export function memberLeft(db: Database, name: NodeName, graceful: boolean, now: Instant): void {
+/**
+ * memberlist considers the node dead or left. Without a leave event before it probably crashed.
+ * Returns a node that is active again by this: one the dead node had been taken for the successor of.
+ */
+export function memberLeft(db: Database, name: NodeName, graceful: boolean, now: Instant): Node | undefined {
   const node = db.nodes.get(name);
-  if (node === undefined || node.state === "left") return;
-  if (graceful) markLeft(db, node, now);
-  else if (node.state === "active") markFailed(db, node, now);
+  if (node === undefined) return undefined;
+  node.aliveInMemberlist = false;
+  if (node.state !== "left") {
+    if (graceful) markLeft(db, node, now);
+    else if (node.state === "active") markFailed(db, node, now);
+  }
+  const mistaken = db.nodes
+    .othersAt(node.address, name)
+    .find(({ replaced, aliveInMemberlist }) => replaced && aliveInMemberlist);
+  if (mistaken !== undefined) activate(db, mistaken, now);
+  return mistaken;
+}
+
+/**
+ * A node itself spoke to us. When it was taken for replaced, the order in which names became known was not the order
+ * in which they started (a newcomer hears of the dead and the live one in one push/pull): it is the other that is gone.
+ * Whether the node is active again by this; upstream would ignore it until it restarts.
+ */
+export function heardFrom(db: Database, name: NodeName, now: Instant): boolean {
+  const node = db.nodes.get(name);
+  if (node === undefined || !node.replaced || !node.aliveInMemberlist) return false;
+  activate(db, node, now);
+  retirePredecessor(db, name, node.address, now);
+  return true;
 }
 
 /** The node said goodbye, or another name answers at its address: forget its attachments and rows. */
@@ -80,6 +105,7 @@ function activate(db: Database, node: Node, now: Instant): void {
   const wasVisible = node.heir !== undefined;
   node.state = "active";
   node.reapAt = undefined;
+  node.replaced = false;
   node.heir = undefined;
   node.inheritedUntil = undefined;
   for (const [network, attachment] of db.attachments.remotesOf(node.name)) {
@@ -125,10 +151,10 @@ function markFailed(db: Database, node: Node, now: Instant): void {
  */
 function retirePredecessor(db: Database, successor: NodeName, address: SocketAddr, now: Instant): void {
   const node = db.nodes.predecessorAt(address, successor);
-  if (node === undefined || node.state === "left") return;
+  if (node === undefined) return;
   db.count("member-reincarnated");
-  const wasActive = node.state === "active";
-  if (!wasActive) {
+  node.replaced = true;
+  if (node.state === "failed") {
     markLeft(db, node, now);
     return;
   }

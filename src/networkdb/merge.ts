@@ -1,18 +1,23 @@
 /** Applies one event of another node: node, network or table (networkdb.md §5.2, §6.3, §7.2). */
+import { assert } from "../base/assert.ts";
 import { bytesEqual } from "../base/bytes.ts";
+import type { NodeName } from "../base/id.ts";
 import { after, type Instant } from "../base/time.ts";
 import { compoundOverhead, COMPOUND_ENVELOPE_BYTES } from "../wire/networkdb/bulk-sync.ts";
-import type { NetworkEntry, NetworkEvent, NodeEvent } from "../wire/networkdb/message.ts";
+import {
+  decodeNetworkDbMessage,
+  type NetworkEntry,
+  type NetworkEvent,
+  type NodeEvent,
+} from "../wire/networkdb/message.ts";
 import type { TableEvent } from "../wire/networkdb/table-event.ts";
 import type { OwnAttachment } from "./attachment.ts";
 import type { Database } from "./database.ts";
+import type { Road } from "./early.ts";
 import { isNewer, reapInstant, type Entry } from "./entry.ts";
 import { issueNetworkEvent, issueRow, rowName } from "./local.ts";
 import { dropRowsOf, markLeft } from "./membership.ts";
 import { reportChange } from "./watch.ts";
-
-/** How a table event got here: a datagram of table gossip, or one item of a bulk sync. */
-export type Road = "gossip" | "bulk-sync";
 
 /** Whether the node left by this. */
 export function mergeNodeEvent(db: Database, event: NodeEvent, now: Instant): boolean {
@@ -29,6 +34,8 @@ export function mergeNodeEvent(db: Database, event: NodeEvent, now: Instant): bo
 
 export function mergeNetworkEvent(db: Database, event: NetworkEvent, now: Instant): void {
   db.networkClock.witness(event.time);
+  if (event.node !== db.self && db.nodes.get(event.node) === undefined)
+    return db.early.keepNetworkEvent(event);
   if (mergeAttachment(db, event, event.change === "leave", now)) {
     db.broadcast(`network ${event.network} ${event.node}`, event);
   }
@@ -55,6 +62,9 @@ export function mergeAttachment(
     }
     db.attachments.addRemote(name, network, { time, leaving, reapAt: undefined });
     db.setParticipant(network, name, true);
+    for (const { encoded, road } of db.early.takeRows(name, network)) {
+      mergeTableEvent(db, decodeEarly(encoded), encoded, road, now);
+    }
     return true;
   }
   if (time <= attachment.time) return false;
@@ -88,11 +98,15 @@ export function mergeTableEvent(
   }
   db.tableClock.witness(event.time);
   if (attachment === undefined) return db.count("network-not-attached");
+  const owner = db.nodes.get(event.node);
   const ownerAttachment = db.attachments.remote(event.node, event.network);
   // Or the rows of a departed node would be stored again, and bulk-synced for ever.
-  if (ownerAttachment?.leaving !== false) return db.count("owner-not-attached");
-  const owner = db.nodes.get(event.node);
-  if (owner === undefined) return db.count("owner-not-attached");
+  if (owner === undefined || ownerAttachment?.leaving !== false) {
+    if (ownerAttachment === undefined && (owner === undefined || owner.state === "active")) {
+      db.early.keepRow(event.node, event.network, encoded, road);
+    }
+    return db.count("owner-not-attached");
+  }
 
   const stored = attachment.rows.get(event.table, event.key);
   if (stored?.owner === db.self && !stored.deleted) {
@@ -124,6 +138,18 @@ export function mergeTableEvent(
   if (shouldRelay(db, attachment, event, stored === undefined, road)) {
     relay(db, attachment, event, encoded, road);
   }
+}
+
+/** Applies what was said of a node's networks before memberlist reported the node. */
+export function mergeEarlyEvents(db: Database, node: NodeName, now: Instant): void {
+  for (const event of db.early.takeNetworkEvents(node)) mergeNetworkEvent(db, event, now);
+}
+
+/** It was decoded once, when it came. */
+function decodeEarly(encoded: Uint8Array): TableEvent {
+  const message = decodeNetworkDbMessage(encoded);
+  assert(message.type === "table-event", "only table events are kept as early rows");
+  return message;
 }
 
 /**

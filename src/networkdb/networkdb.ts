@@ -13,12 +13,19 @@ import {
 import { BulkSync } from "./bulk-sync.ts";
 import type { NetworkDbConfig } from "./config.ts";
 import { Database, type CounterName, type RowState, type Timer } from "./database.ts";
+import type { Road } from "./early.ts";
 import type { NetworkDbEffect, RefusalReason, RowChange } from "./effect.ts";
 import type { Entry } from "./entry.ts";
 import { TableGossip } from "./gossip.ts";
 import { deleteRow, issueNodeEvent, joinNetwork, leaveNetwork, nodeEventName, putRow } from "./local.ts";
-import { expireInheritances, memberJoined, memberLeft } from "./membership.ts";
-import { mergeAttachment, mergeNetworkEvent, mergeNodeEvent, mergeTableEvent, type Road } from "./merge.ts";
+import { expireInheritances, heardFrom, memberJoined, memberLeft } from "./membership.ts";
+import {
+  mergeAttachment,
+  mergeEarlyEvents,
+  mergeNetworkEvent,
+  mergeNodeEvent,
+  mergeTableEvent,
+} from "./merge.ts";
 import { reapNodes, reapRowsAndAttachments } from "./reap.ts";
 import { Rejoin } from "./rejoin.ts";
 import { snapshot, type RowFilter } from "./watch.ts";
@@ -145,8 +152,7 @@ export class NetworkDb {
         this.#memberJoined(input.name, input.address, now);
         break;
       case "member-left":
-        memberLeft(this.#db, input.name, input.graceful === true, now);
-        this.#bulkSync.peerFailed(input.name, now);
+        this.#memberLeft(input.name, input.graceful === true, now);
         break;
       case "user-message":
         this.#receive(input.bytes, "gossip", 0, now);
@@ -279,13 +285,24 @@ export class NetworkDb {
   #memberJoined(name: NodeName, address: SocketAddr, now: Instant): void {
     const alone = this.#db.nodes.activeCount === 0;
     const arrival = memberJoined(this.#db, name, address, now);
-    if (arrival === "returned") {
+    if (arrival === "new") mergeEarlyEvents(this.#db, name, now);
+    else if (arrival === "returned") {
       // What was gossiped meanwhile went past one of us.
       this.#bulkSync.withPeer(name, now);
     }
     const rejoined = this.#rejoin.tookEffort(name);
     // Has no function beyond compatibility with old nodes, which expect it after every successful join.
     if ((alone && arrival !== "refused") || rejoined) issueNodeEvent(this.#db, "join");
+  }
+
+  #memberLeft(name: NodeName, graceful: boolean, now: Instant): void {
+    const back = memberLeft(this.#db, name, graceful, now);
+    this.#bulkSync.peerFailed(name, now);
+    if (back !== undefined) this.#bulkSync.withPeer(back.name, now);
+  }
+
+  #heardFrom(name: NodeName, now: Instant): void {
+    if (heardFrom(this.#db, name, now)) this.#bulkSync.withPeer(name, now);
   }
 
   #receive(bytes: Uint8Array, road: Road, depth: number, now: Instant): void {
@@ -306,6 +323,7 @@ export class NetworkDb {
           return;
         case "bulk-sync":
           this.#db.tableClock.witness(message.time);
+          this.#heardFrom(message.node, now);
           this.#receive(message.payload, "bulk-sync", depth + 1, now);
           return this.#bulkSync.receive(message, now);
         case "push-pull":

@@ -12,7 +12,11 @@ export interface Node {
   time: number;
   /** When a failed or left node is forgotten. */
   reapAt: Instant | undefined;
-  /** Of a node that came back under a new name: that name, and until when the old rows stay visible. */
+  /** What memberlist said last; may be true of a node that left here. */
+  aliveInMemberlist: boolean;
+  /** It left because another name came up at its address. */
+  replaced: boolean;
+  /** Of a replaced node whose rows stay visible: who replaced it, and until when. */
   heir: NodeName | undefined;
   inheritedUntil: Instant | undefined;
 }
@@ -40,6 +44,8 @@ export class NodeList {
       state: "active",
       time: 0,
       reapAt: undefined,
+      aliveInMemberlist: true,
+      replaced: false,
       heir: undefined,
       inheritedUntil: undefined,
     };
@@ -65,14 +71,16 @@ export class NodeList {
     return count;
   }
 
-  /** The node another name at this address replaces: an active one if there is one, else failed, else left. */
+  /** Nodes of other names at this address. */
+  othersAt(address: SocketAddr, name: NodeName): Node[] {
+    return [...this.#nodes.values()].filter(
+      (node) => node.name !== name && node.address.ip === address.ip && node.address.port === address.port,
+    );
+  }
+
+  /** The node another name at this address replaces: an active one if there is one, else a failed one. */
   predecessorAt(address: SocketAddr, successor: NodeName): Node | undefined {
-    for (const state of ["active", "failed", "left"] as const) {
-      for (const node of this.#nodes.values()) {
-        const same = node.address.ip === address.ip && node.address.port === address.port;
-        if (same && node.state === state && node.name !== successor) return node;
-      }
-    }
-    return undefined;
+    const others = this.othersAt(address, successor);
+    return others.find(({ state }) => state === "active") ?? others.find(({ state }) => state === "failed");
   }
 }

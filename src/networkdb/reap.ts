@@ -20,6 +20,7 @@ export function reapRowsAndAttachments(db: Database, now: Instant): void {
       db.attachments.deleteRemote(node, network);
     }
   }
+  db.early.turn();
   db.reassertionsLeft = db.config.reassertionsPerInterval;
 }
 

@@ -246,14 +246,18 @@ function planEndpoints(
   }
   for (const endpoint of desired.endpoints.values()) {
     const sandbox = actual.sandboxes.get(endpoint.id) ?? "unknown";
+    if (sandbox === "missing") {
+      // Its path is gone, but processes may live on in it: what they have stays until the endpoint is detached.
+      blocked.push({ endpoint, reason: "sandbox-missing" });
+      continue;
+    }
     let kept: ActualEndpoint | undefined;
     for (const candidate of found.get(endpoint.id) ?? []) {
       if (kept === undefined && candidate.sandbox === sandbox) kept = candidate;
       // Before the new one is made: two interfaces cannot share a MAC on one VXLAN device.
       else steps.push(deleteEndpoint(candidate));
     }
-    if (sandbox === "missing") blocked.push({ endpoint, reason: "sandbox-missing" });
-    else if (kept === undefined) steps.push({ type: "create-endpoint", endpoint, core });
+    if (kept === undefined) steps.push({ type: "create-endpoint", endpoint, core });
     else planEndpoint(endpoint, core, kept, steps);
   }
   return blocked;

@@ -1,5 +1,6 @@
 import { createSocket, type Socket as UdpSocket } from "node:dgram";
 import { connect, createServer, type Server, type Socket } from "node:net";
+import { plainBytes } from "./plain-bytes.ts";
 
 /** Takes a query and, once, its answer; a query without an answer is dropped. */
 export type QueryHandler = (
@@ -22,7 +23,9 @@ export class DnsListener {
     this.#udp = createSocket("udp4");
     this.#udp.on("error", () => undefined);
     this.#udp.on("message", (bytes, from) => {
-      onQuery(bytes, "udp", (answer) => this.#udp.send(answer, from.port, from.address, () => undefined));
+      onQuery(plainBytes(bytes), "udp", (answer) =>
+        this.#udp.send(answer, from.port, from.address, () => undefined),
+      );
     });
     this.#udp.bind({ fd: udpFd });
     this.#tcp = createServer((client) => this.#serve(client, onQuery));
@@ -85,11 +88,15 @@ export class DnsUpstream {
     const socket = createSocket(server.includes(":") ? "udp6" : "udp4");
     this.#exchanges.set(exchange, () => socket.close());
     socket.on("error", () => this.#fail(exchange));
-    socket.on("message", (answer) => this.#onAnswer(exchange, answer));
+    socket.on("message", (answer) => this.#onAnswer(exchange, plainBytes(answer)));
     // Connected, so that only this server can answer and a closed port is heard at once.
-    socket.connect(53, server, () => {
-      if (this.#exchanges.has(exchange))
-        socket.send(bytes, (error) => (error ? this.#fail(exchange) : undefined));
+    // The callback gets the error of a connect that failed, which the types do not know.
+    socket.connect(53, server, (error?: Error) => {
+      if (!this.#exchanges.has(exchange)) return;
+      if (error !== undefined && error !== null) return this.#fail(exchange);
+      socket.send(bytes, (failed) => {
+        if (failed) this.#fail(exchange);
+      });
     });
   }
 
@@ -117,7 +124,7 @@ function readFrames(socket: Socket, onMessage: (bytes: Uint8Array) => void): voi
     buffered = Buffer.concat([buffered, chunk]);
     while (buffered.length >= 2 && buffered.length >= 2 + buffered.readUInt16BE(0)) {
       const length = buffered.readUInt16BE(0);
-      onMessage(buffered.subarray(2, 2 + length));
+      onMessage(plainBytes(buffered.subarray(2, 2 + length)));
       buffered = buffered.subarray(2 + length);
     }
   });

@@ -1,6 +1,7 @@
 import { createSocket, type Socket as UdpSocket } from "node:dgram";
 import { once } from "node:events";
 import { createServer, connect, type Server, type Socket } from "node:net";
+import { plainBytes } from "./plain-bytes.ts";
 import { errorCode, errorText, NetError } from "../base/error.ts";
 import { formatSocketAddr, isIpv4, parseIp, tryParseIp, type IpAddr, type SocketAddr } from "../base/ip.ts";
 
@@ -57,7 +58,7 @@ export class GossipTransport {
       if (ip === undefined || bytes.length === 0 || this.#closed) return;
       this.counters.packetsIn++;
       this.counters.bytesIn += bytes.length;
-      this.#onInput({ type: "packet", from: { ip, port: from.port }, bytes });
+      this.#onInput({ type: "packet", from: { ip, port: from.port }, bytes: plainBytes(bytes) });
     });
     udp.on("error", () => this.counters.sendErrors++);
     tcp.on("connection", (socket) => this.#accept(socket));
@@ -175,7 +176,7 @@ export class GossipTransport {
     socket.setTimeout(STREAM_IDLE_MS, () => socket.destroy(timeoutError(undefined)));
     socket.on("data", (bytes) => {
       this.counters.bytesIn += bytes.length;
-      if (live()) this.#onInput({ type: "stream-data", stream, bytes });
+      if (live()) this.#onInput({ type: "stream-data", stream, bytes: plainBytes(bytes) });
     });
     socket.on("error", (error) => {
       failure = { code: errorCode(error) ?? "EIO", message: errorText(error) };

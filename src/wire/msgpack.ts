@@ -157,14 +157,15 @@ export class MsgpackReader {
   /** Declaration index of the struct's `index`-th field, or −1 for one to `skip()`. */
   field(shape: StructShape, index: number, table: FieldTable): number {
     if (shape % 2 === 1) return index < table.length ? index : -1;
-    const length = this.#rawLength("a key");
-    const start = this.#take(length);
     const bytes = this.#bytes;
-    next: for (let field = 0; field < table.length; field++) {
+    const length = this.#rawLength("a key is not a string");
+    const start = this.#take(length);
+    for (let field = 0; field < table.length; field++) {
       const name = table[field] as Uint8Array;
-      if (name.length !== length) continue;
-      for (let i = 0; i < length; i++) if (name[i] !== bytes[start + i]) continue next;
-      return field;
+      if (name.length !== length || name[0] !== bytes[start]) continue;
+      let i = 1;
+      while (i < length && name[i] === bytes[start + i]) i++;
+      if (i >= length) return field;
     }
     return -1;
   }
@@ -242,14 +243,16 @@ export class MsgpackReader {
     return textOf(this.#bytes, this.#take(length), length);
   }
 
-  /** A copy, so that what a member record keeps does not hold a whole packet in memory. Nil is empty. */
+  /**
+   * Not a view, so that what a member record keeps does not hold a whole packet in memory, but possibly the
+   * array an earlier equal field gave: never write into it. Nil is empty.
+   */
   bytes(): Uint8Array {
     const head = this.#peek();
     if ((head & 0xf0) === 0x90 || head === 0xdc || head === 0xdd) return this.#bytesFromArray();
     const length = this.#byteLength();
     if (length === 0) return NO_BYTES;
-    const at = this.#take(length);
-    return this.#bytes.slice(at, at + length);
+    return bytesOf(this.#bytes, this.#take(length), length);
   }
 
   /** Like `bytes()` but a view into the input. */
@@ -508,28 +511,54 @@ function bigEndian(bytes: Uint8Array, at: number, width: number): number {
 /**
  * Short ASCII texts seen before, by hash. Member names come again with every packet: finding the same
  * string spares the allocation, and its hash for the next Map lookup is known already. One slot each, the
- * newest wins, so the memory is bounded by 4096 × 32 characters whatever peers send.
+ * newest wins, so the memory is bounded by 16,384 × 32 characters whatever peers send.
  */
-const KNOWN_TEXTS: string[] = new Array<string>(4096).fill("");
+const KNOWN_TEXTS: string[] = new Array<string>(16_384).fill("");
 const KNOWN_TEXT_MAX = 32; // characters
 
 function textOf(bytes: Uint8Array, at: number, length: number): string {
   if (length === 0) return "";
-  if (length > KNOWN_TEXT_MAX) return fromUtf8(bytes.subarray(at, at + length));
+  const end = at + length;
+  if (length > KNOWN_TEXT_MAX) return fromUtf8(bytes.subarray(at, end));
   let hash = 0x811c9dc5;
-  for (let i = 0; i < length; i++) {
-    const byte = bytes[at + i] as number;
-    if (byte > 0x7f) return fromUtf8(bytes.subarray(at, at + length));
+  for (let i = at; i < end; i++) {
+    const byte = bytes[i] as number;
+    if (byte > 0x7f) return fromUtf8(bytes.subarray(at, end));
     hash = Math.imul(hash ^ byte, 0x01000193);
   }
-  const slot = (hash ^ (hash >>> 15)) & 4095;
+  const slot = (hash ^ (hash >>> 16)) & 16_383;
   const known = KNOWN_TEXTS[slot] as string;
   if (known.length === length) {
     let i = 0;
     while (i < length && known.charCodeAt(i) === bytes[at + i]) i++;
     if (i === length) return known;
   }
-  const text = fromUtf8(bytes.subarray(at, at + length));
+  const text = fromUtf8(bytes.subarray(at, end));
   KNOWN_TEXTS[slot] = text;
   return text;
+}
+
+/**
+ * Addresses, metas and versions seen before, as with texts. They too come again with every mention of a
+ * member; a simulation of thousands of nodes fits in memory because all of them share one array per value.
+ * Bounded by 16,384 × 512 bytes.
+ */
+const KNOWN_BYTES: Uint8Array[] = new Array<Uint8Array>(16_384).fill(NO_BYTES);
+const KNOWN_BYTES_MAX = 512; // bytes, the longest meta
+
+function bytesOf(bytes: Uint8Array, at: number, length: number): Uint8Array {
+  const end = at + length;
+  if (length > KNOWN_BYTES_MAX) return bytes.slice(at, end);
+  let hash = 0x811c9dc5;
+  for (let i = at; i < end; i++) hash = Math.imul(hash ^ (bytes[i] as number), 0x01000193);
+  const slot = (hash ^ (hash >>> 16)) & 16_383;
+  const known = KNOWN_BYTES[slot] as Uint8Array;
+  if (known.length === length) {
+    let i = 0;
+    while (i < length && known[i] === bytes[at + i]) i++;
+    if (i === length) return known;
+  }
+  const copy = bytes.slice(at, end);
+  KNOWN_BYTES[slot] = copy;
+  return copy;
 }

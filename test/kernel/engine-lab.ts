@@ -1,5 +1,5 @@
 /**
- * Two hosts joined by a veth pair, one endpoint on each, one overlay network between them: each side with the
+ * Two hosts joined by a bridge, one endpoint on each, one overlay network between them: each side with the
  * kernel's VXLAN device or with the userspace engine. For the engine's tests and its benchmark.
  */
 import { execFileSync, spawn, type ChildProcess } from "node:child_process";
@@ -86,6 +86,11 @@ export class EngineLab implements Disposable {
     return `${this.#prefix}-e${side}`;
   }
 
+  /** Where the overlay device is. */
+  overlay(side: 0 | 1): string {
+    return `${this.#prefix}-o${side}`;
+  }
+
   /** Runs a program in a namespace and returns what it printed. Throws when it fails. */
   run(namespace: string, program: string, ...args: string[]): string {
     return execFileSync("ip", ["netns", "exec", namespace, program, ...args], {
@@ -154,8 +159,16 @@ export class EngineLab implements Disposable {
   }
 
   #underlay(): void {
-    const [a, b] = [this.#namespace(this.host(0)), this.#namespace(this.host(1))];
-    ip("-n", a, "link", "add", "u0", "type", "veth", "peer", "name", "u0", "netns", b);
+    this.#namespace(this.host(0));
+    this.#namespace(this.host(1));
+    const wire = this.#namespace(`${this.#prefix}-w`);
+    ip("-n", wire, "link", "add", "name", "br0", "type", "bridge");
+    ip("-n", wire, "link", "set", "br0", "up");
+    for (const side of [0, 1] as const) {
+      const port = `p${side}`;
+      ip("-n", this.host(side), "link", "add", "u0", "type", "veth", "peer", "name", port, "netns", wire);
+      ip("-n", wire, "link", "set", port, "master", "br0", "up");
+    }
     for (const side of [0, 1] as const) {
       const length = this.#options.underlay === "ipv6" ? 64 : 24;
       ip(
@@ -174,7 +187,7 @@ export class EngineLab implements Disposable {
 
   #side(side: 0 | 1): Engine | undefined {
     const kind = this.#options.sides[side];
-    const overlay = this.#namespace(`${this.#prefix}-o${side}`);
+    const overlay = this.#namespace(this.overlay(side));
     const endpoint = this.#namespace(this.endpoint(side));
     const engine = kind === "engine" ? this.#engine(side, overlay) : undefined;
     if (kind === "kernel") this.#vxlan(side, overlay);
@@ -237,7 +250,8 @@ export class EngineLab implements Disposable {
 
   /** As Docker makes it: in the host's namespace, for its UDP socket, then moved. */
   #vxlan(side: 0 | 1, overlay: string): void {
-    const family = this.#options.underlay === "ipv6" ? ["group", "::"] : [];
+    // Of the IPv6 family by its local address; Docker writes `group ::`, which newer iproute2 refuses.
+    const family = this.#options.underlay === "ipv6" ? ["local", this.vtep(side)] : [];
     ip(
       "-n",
       this.host(side),

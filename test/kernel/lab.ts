@@ -1,6 +1,6 @@
 /** Namespaces for kernel tests: hosts on one underlay segment, sandboxes in which endpoints land. */
 import { execFileSync } from "node:child_process";
-import { mkdtempSync, rmSync } from "node:fs";
+import { mkdtempSync, rmSync, symlinkSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { networkId, type NetworkId, vni } from "../../src/base/id.ts";
@@ -83,6 +83,15 @@ export class KernelLab implements Disposable {
     return host;
   }
 
+  /** A name for ip(8) of the namespace pinned at `path`. */
+  nameFor(path: string): string {
+    const name = `${this.#prefix}-alias${this.#cleanups.length}`;
+    const link = join(IPROUTE_NETNS_DIRECTORY, name);
+    symlinkSync(path, link);
+    this.#cleanups.push(() => rmSync(link));
+    return name;
+  }
+
   [Symbol.dispose](): void {
     for (const cleanup of this.#cleanups.reverse()) {
       try {
@@ -156,9 +165,9 @@ export function run(command: string, ...args: string[]): string {
 }
 
 /** True when `namespace` gets an answer from `address`. */
-export function pings(namespace: string, address: string): boolean {
+export function pings(namespace: string, address: string, ...options: readonly string[]): boolean {
   try {
-    run("ip", "netns", "exec", namespace, "ping", "-c", "1", "-W", "2", address);
+    run("ip", "netns", "exec", namespace, "ping", "-c", "1", "-W", "2", ...options, address);
     return true;
   } catch {
     return false;

@@ -68,6 +68,25 @@ export class World {
     this.#joinMember(node, seed.address);
   }
 
+  /** A node by its number, which the test knows to exist. */
+  node(index: number): WorldNode {
+    const node = this.nodes[index];
+    assert.ok(node);
+    return node;
+  }
+
+  /** Lets every node, or those given, join the network, and waits until they know and have asked each other. */
+  attach(id: NetworkId, nodes: readonly WorldNode[] = this.alive): void {
+    for (const node of nodes) node.join(id);
+    this.runUntil(
+      () =>
+        nodes.every(
+          (node) => node.db.participants(id).length === nodes.length && node.inSync.has(id) && node.isQuiet,
+        ),
+      120_000,
+    );
+  }
+
   get alive(): WorldNode[] {
     return this.nodes.filter((node) => node.alive);
   }
@@ -78,26 +97,17 @@ export class World {
 
   /** Lets `milliseconds` pass. */
   run(milliseconds: number): void {
-    this.runUntil(() => false, milliseconds, true);
+    this.#advance(after(this.now, milliseconds));
   }
 
   /** Lets time pass until `condition` holds, looking every `stepMs`; returns how long it took. Fails after `withinMs`. */
-  runUntil(condition: () => boolean, withinMs: number, quiet = false, stepMs = 20): number {
+  runUntil(condition: () => boolean, withinMs: number, { stepMs = 20 } = {}): number {
     const start = this.now;
-    const end = after(start, withinMs);
-    while (this.now < end) {
-      const until = instant(Math.min(end, quiet ? end : after(this.now, stepMs)));
-      for (;;) {
-        const next = this.#agenda.takeUntil(until);
-        if (next === undefined) break;
-        this.now = next.at;
-        next.action();
-      }
-      this.now = until;
-      if (!quiet && condition()) return this.now - start;
+    for (let step = 1; !condition(); step++) {
+      if (step * stepMs > withinMs) assert.fail(`not reached within ${withinMs} ms`);
+      this.#advance(after(start, step * stepMs));
     }
-    if (!quiet) assert.fail(`not reached within ${withinMs} ms`);
-    return withinMs;
+    return this.now - start;
   }
 
   /** Cuts the given nodes off from the others. */
@@ -216,6 +226,16 @@ export class World {
     });
   }
 
+  #advance(until: Instant): void {
+    for (;;) {
+      const next = this.#agenda.takeUntil(until);
+      if (next === undefined) break;
+      this.now = next.at;
+      next.action();
+    }
+    this.now = until;
+  }
+
   #side(node: WorldNode): number {
     return this.#sides.get(node.name) ?? 0;
   }
@@ -280,6 +300,11 @@ export class WorldNode {
     this.handle({ type: "delete-row", network, table: TABLE, key });
   }
 
+  /** An own row whose value begins with this node's name. */
+  sign(network: NetworkId, key: string, version: number | string = 1): void {
+    this.put(network, key, `${this.name} ${version}`);
+  }
+
   /** Visible rows of the table as key to value. */
   rows(network: NetworkId): Map<string, string> {
     return new Map([...this.db.rows(network, TABLE)].map((row) => [row.key, fromUtf8(row.value)]));
@@ -293,6 +318,14 @@ export class WorldNode {
   time(network: NetworkId, key: string): number {
     for (const row of this.db.allRows()) if (row.network === network && row.key === key) return row.time;
     return -1;
+  }
+
+  /** Nothing waits to be gossiped. */
+  get isQuiet(): boolean {
+    return (
+      this.db.clusterBroadcasts.length === 0 &&
+      this.db.attachments().every(({ ownQueue, relayQueue }) => ownQueue + relayQueue === 0)
+    );
   }
 
   /** Power cut: the others notice after some seconds. */
@@ -318,6 +351,8 @@ export class WorldNode {
     this.view.add(other);
     this.known.add(other);
     this.handle({ type: "member-joined", name: other.name, address: other.address });
+    // What others did not notice yet this one has to notice for itself.
+    if (!this.world.reachable(this, other)) this.losesSight(other);
   }
 
   forgets(other: WorldNode, graceful: boolean): void {
@@ -337,8 +372,12 @@ export class WorldNode {
     const id = `${change.network} ${change.table} ${change.key}`;
     const previous = change.previous && fromUtf8(change.previous);
     assert.equal(this.watched.get(id), previous, `previous of ${id} at ${this.name}`);
-    if (change.current === undefined) this.watched.delete(id);
-    else this.watched.set(id, fromUtf8(change.current));
+    const current = change.current && fromUtf8(change.current);
+    if (current === undefined) this.watched.delete(id);
+    else this.watched.set(id, current);
+    // Whoever writes puts its name first: nobody else may have changed the row.
+    const writer = /^[0-9a-f]{12} /.exec(current ?? "")?.[0];
+    if (writer !== undefined) assert.equal(writer, `${change.owner} `, `${id} at ${this.name}`);
   }
 
   #arm(): void {
@@ -374,7 +413,7 @@ export class WorldNode {
 }
 
 export function network(index: number): NetworkId {
-  return networkId(`network${index}`.padEnd(25, "0"));
+  return networkId(`network-${index}-`.padEnd(25, "0"));
 }
 
 /** Runs `body` for seeds 1 … count, or for the one in SEED; a failure says which. */

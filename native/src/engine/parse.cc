@@ -58,14 +58,14 @@ bool ParseFrame(Bytes bytes, FrameView& out) {
   out = FrameView{};
   out.data = bytes.data();
   out.length = out.end = static_cast<uint32_t>(bytes.size());
-  out.l3 = kEthernetBytes;
+  out.l3 = out.l4 = out.payload = kEthernetBytes;
   out.ether_type = Load16(out.data + 12);
   for (int i = 0; i < kMaxVlanTags && IsVlanTag(out.ether_type); i++) {
     if (bytes.size() < out.l3 + 4u) return true;
     out.ether_type = Load16(out.data + out.l3 + 2);
     out.l3 += 4;
+    out.l4 = out.payload = out.l3;
   }
-  out.l4 = out.payload = out.l3;
   bool whole = false;
   if (out.ether_type == kEtherTypeIpv4) whole = ParseIpv4(out);
   if (out.ether_type == kEtherTypeIpv6) whole = ParseIpv6(out);

@@ -193,15 +193,25 @@ export function encodeLink(settings: LinkSettings, out: ByteWriter): void {
   });
 }
 
-/** Payload of RTM_GETLINK: one link by name, or with NLM_F_DUMP all, optionally of another namespace. */
-export function encodeLinkQuery(
-  query: { readonly name?: string; readonly targetNetnsId?: number },
-  out: ByteWriter,
-): void {
-  encodeInterfaceHeader(0, undefined, out);
+export interface LinkQuery {
+  /** One link, by name or by index. */
+  readonly name?: string;
+  readonly ifindex?: number;
+  /** Dumps only: links of this kind, all of them when the kernel does not know the kind. */
+  readonly kind?: string;
+  /** Looks in the namespace with this id instead of the socket's. */
+  readonly targetNetnsId?: number;
+}
+
+/** Payload of RTM_GETLINK: one link, or with NLM_F_DUMP all of a namespace. */
+export function encodeLinkQuery(query: LinkQuery, out: ByteWriter): void {
+  encodeInterfaceHeader(query.ifindex ?? 0, undefined, out);
   writeU32Attribute(out, IFLA.extMask, RTEXT_FILTER_SKIP_STATS);
   if (query.name !== undefined) writeTextAttribute(out, IFLA.ifname, query.name);
   if (query.targetNetnsId !== undefined) writeU32Attribute(out, IFLA.targetNetnsId, query.targetNetnsId);
+  const { kind } = query;
+  if (kind !== undefined)
+    writeNested(out, IFLA.linkInfo, (info) => writeTextAttribute(info, IFLA_INFO.kind, kind));
 }
 
 /** Payload of RTM_NEWLINK. @throws DecodeError */

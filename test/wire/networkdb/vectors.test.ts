@@ -1,7 +1,9 @@
 import assert from "node:assert/strict";
-import { readFileSync } from "node:fs";
 import { test } from "node:test";
 import { fromHex, toHex } from "../../../src/base/bytes.ts";
+import { decodePacket } from "../../../src/wire/memberlist/packet.ts";
+import { UNSEALED } from "../../../src/wire/memberlist/seal.ts";
+import { STREAM_LIMITS, StreamDecoder } from "../../../src/wire/memberlist/stream.ts";
 import { decodeNetworkDbMessage, encodeNetworkDbMessage } from "../../../src/wire/networkdb/message.ts";
 import type { TableEvent } from "../../../src/wire/networkdb/table-event.ts";
 import {
@@ -12,6 +14,7 @@ import {
   ENDPOINT_TABLE,
   PEER_TABLE,
 } from "../../../src/wire/networkdb/records.ts";
+import { loadVectors } from "../../vectors/load.ts";
 
 for (const [file, expectedMessages] of [
   ["networkdb.jsonl", 43],
@@ -19,11 +22,10 @@ for (const [file, expectedMessages] of [
 ] as const) {
   test(`${file}: every NetworkDB message means what was recorded, and ours are the same bytes`, () => {
     let messages = 0;
-    for (const vector of vectors(file)) {
-      for (const { payload, meaning } of networkDbPayloads(vector)) {
-        messages++;
-        assert.deepEqual(meaningOf(payload), meaning, vector.name);
-      }
+    for (const vector of loadVectors<Vector>(file)) {
+      const found = payloads(vector).map(meaningOf);
+      assert.deepEqual(found, meanings(vector.decoded), vector.name);
+      messages += found.length;
     }
     assert.equal(messages, expectedMessages);
   });
@@ -130,8 +132,10 @@ function orNull<T>(list: readonly T[]): readonly T[] | null {
 
 interface Vector {
   readonly name: string;
+  readonly transport: "udp" | "tcp";
   readonly hex: string;
-  readonly plainHex?: string;
+  /** Absent in the unencrypted captures. */
+  readonly keys?: readonly string[];
   readonly decoded: Layer;
 }
 
@@ -140,55 +144,27 @@ interface Layer {
   readonly ml: string;
   readonly msg?: Layer;
   readonly parts?: readonly Layer[];
-  readonly inflatedHex?: string;
-  readonly header?: { readonly UserStateLen?: number; readonly UserMsgLen?: number };
   readonly userState?: unknown;
 }
 
-function vectors(file: string): Vector[] {
-  return readFileSync(new URL(`../../../../test/vectors/${file}`, import.meta.url), "utf8")
-    .trimEnd()
-    .split("\n")
-    .map((line) => JSON.parse(line) as Vector);
-}
-
-/** The NetworkDB payloads in one captured packet or stream, beside what was recorded of each. */
-function networkDbPayloads(vector: Vector): { readonly payload: Uint8Array; readonly meaning: unknown }[] {
-  return unwrap(fromHex(vector.plainHex ?? vector.hex), vector.decoded);
-}
-
-function unwrap(
-  bytes: Uint8Array,
-  layer: Layer,
-): { readonly payload: Uint8Array; readonly meaning: unknown }[] {
-  switch (layer.ml) {
-    case "hasCrc":
-      return layer.msg === undefined ? [] : unwrap(bytes.subarray(5), layer.msg);
-    case "compress":
-      return layer.msg === undefined ? [] : unwrap(fromHex(layer.inflatedHex ?? ""), layer.msg);
-    case "compound": {
-      const count = bytes[1] ?? 0;
-      let at = 2 + 2 * count;
-      return (layer.parts ?? []).flatMap((part, index) => {
-        const length = (bytes[2 + 2 * index] ?? 0) * 256 + (bytes[3 + 2 * index] ?? 0);
-        at += length;
-        return unwrap(bytes.subarray(at - length, at), part);
-      });
-    }
-    case "user":
-      return [{ payload: bytes.subarray(1), meaning: layer.msg }];
-    case "userStream":
-      return [
-        { payload: bytes.subarray(bytes.length - (layer.header?.UserMsgLen ?? 0)), meaning: layer.msg },
-      ];
-    case "pushPull":
-      return [
-        {
-          payload: bytes.subarray(bytes.length - (layer.header?.UserStateLen ?? 0)),
-          meaning: layer.userState,
-        },
-      ];
-    default:
-      return [];
+/** The NetworkDB payloads in one captured packet or stream, opened and unwrapped by `wire/memberlist`. */
+function payloads({ name, transport, hex, keys }: Vector): Uint8Array[] {
+  const sealing = { ...UNSEALED, keys: (keys ?? []).map(fromHex) };
+  if (transport === "udp") {
+    const packet = decodePacket(fromHex(hex), sealing);
+    assert.deepEqual(packet.problems, []);
+    return packet.messages.flatMap((message) => (message.type === "user" ? [message.payload] : []));
   }
+  const direction = name === "tcp-ack" ? "reply" : "request";
+  const stream = new StreamDecoder(sealing, STREAM_LIMITS, direction).push(fromHex(hex));
+  if (stream?.type === "push-pull") return [stream.userState];
+  return stream?.type === "user" ? [stream.payload] : [];
+}
+
+/** What was recorded of each of them, in the same order. */
+function meanings(layer: Layer): unknown[] {
+  if (layer.ml === "user" || layer.ml === "userStream") return [layer.msg];
+  if (layer.ml === "pushPull") return [layer.userState];
+  const inner = layer.msg === undefined ? (layer.parts ?? []) : [layer.msg];
+  return inner.flatMap(meanings);
 }

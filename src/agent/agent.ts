@@ -1,0 +1,595 @@
+import { randomInt as secureRandomInt } from "node:crypto";
+import { unreachable } from "../base/assert.ts";
+import { bytesEqual } from "../base/bytes.ts";
+import { errorText, NetError } from "../base/error.ts";
+import { endpointId, randomHex, type NetworkId, type NodeName } from "../base/id.ts";
+import { formatSocketAddr, type SocketAddr } from "../base/ip.ts";
+import { macFromIpv4 } from "../base/mac.ts";
+import type { Random } from "../base/random.ts";
+import type { Instant } from "../base/time.ts";
+import type { Dataplane } from "../kernel/dataplane.ts";
+import {
+  desiredOverlay,
+  overlayMtu,
+  type DesiredOverlay,
+  type LinkKind,
+  type OverlayNetwork,
+} from "../overlay/desired.ts";
+import { INGRESS_HOST_LINK } from "../overlay/naming.ts";
+import { formatStep } from "../overlay/plan.ts";
+import {
+  diffOwnRows,
+  INGRESS_ENDPOINT_NAME,
+  ownRows,
+  rowKey,
+  remotePeers,
+  type OwnEndpoint,
+  type OwnRow,
+} from "../overlay/rows.ts";
+import type { NetworkView, ServiceView } from "../state/state.ts";
+import { INGRESS } from "../state/ingress.ts";
+import type { LeaveReason } from "../swim/boundary.ts";
+import type { Member } from "../swim/member.ts";
+import { PEER_TABLE } from "../wire/networkdb/records.ts";
+import type { Config } from "./config.ts";
+import type { Endpoints, EndpointRecord } from "./endpoints.ts";
+import { EventLog } from "./event-log.ts";
+import type { AgentEffect, GossipLoop } from "./gossip-loop.ts";
+import type { Logger } from "./log.ts";
+import { Reconciler } from "./reconciler.ts";
+import type { Sandboxes } from "./sandboxes.ts";
+
+export interface AgentParts {
+  readonly config: Config;
+  readonly log: Logger;
+  readonly loop: GossipLoop;
+  readonly dataplane: Dataplane;
+  readonly linkKind: LinkKind;
+  readonly endpoints: Endpoints;
+  readonly sandboxes: Sandboxes;
+  readonly random: Random;
+  /** MTU of the device that carries our VTEP. */
+  readonly underlayMtu: () => number;
+}
+
+/** Told about everything that may change what the mesh and the names look like; both recompute at their own pace. */
+export interface Dependent {
+  refresh(): void;
+}
+
+/** How long a restarted agent keeps forwarding entries it cannot account for, waiting for its peers' tables. */
+const PRUNE_HOLD_MS = 30_000;
+
+/**
+ * The daemon's state in one place: what the gossip says, which endpoints are here, and the reconciler between them.
+ * Level-triggered: after any change `#refresh` derives attachments, own rows and ingress legs anew.
+ */
+export class Agent {
+  readonly config: Config;
+  readonly log: Logger;
+  readonly events = new EventLog();
+  readonly loop: GossipLoop;
+  readonly endpoints: Endpoints;
+  readonly sandboxes: Sandboxes;
+  readonly reconciler: Reconciler;
+  readonly dataplane: Dataplane;
+  readonly startedAt: Instant;
+  readonly dependents: Dependent[] = [];
+  readonly #parts: AgentParts;
+  readonly #inSync = new Set<NetworkId>();
+  /** Rows we have put and not deleted. */
+  readonly #published = new Map<string, OwnRow>();
+  /** Whether somebody could tell us the tables: a join worked, or there is nobody to join. */
+  #heard = false;
+  #mtu: { readonly at: Instant; readonly bytes: number } | undefined;
+  #refreshing = false;
+  #refreshAgain = false;
+  #closed = false;
+
+  constructor(parts: AgentParts) {
+    this.#parts = parts;
+    this.config = parts.config;
+    this.log = parts.log;
+    this.loop = parts.loop;
+    this.endpoints = parts.endpoints;
+    this.sandboxes = parts.sandboxes;
+    this.dataplane = parts.dataplane;
+    this.startedAt = this.loop.now();
+    this.reconciler = new Reconciler({
+      dataplane: parts.dataplane,
+      desired: (network) => this.desired(network),
+      mayPrune: (network) => this.#mayPrune(network),
+      now: () => this.loop.now(),
+      onRepair: (network, steps) => {
+        const first = steps[0];
+        const more = steps.length > 1 ? ` and ${steps.length - 1} more` : "";
+        const detail = first === undefined ? "" : `${formatStep(network, first)}${more}`;
+        this.event("repair", this.networkName(network), detail);
+      },
+      onFailure: (network, error) => {
+        this.log.warn({ network: this.networkName(network), code: error.code }, error.message);
+        this.event("failure", this.networkName(network), error.message);
+      },
+    });
+  }
+
+  get self(): NodeName {
+    return this.loop.node.name;
+  }
+
+  event(type: string, subject: string, detail: string): void {
+    this.events.add(Date.now(), type, subject, detail);
+  }
+
+  /** What the other netagents and we ourselves have been told so far decides what is desired. */
+  desired(network: NetworkId): DesiredOverlay {
+    const view = this.loop.node.state.network(network);
+    const vtep = this.config.dataPathAddrs[0] ?? this.config.advertise.ip;
+    return desiredOverlay({
+      network:
+        view === undefined ? goneNetwork(network, this.config.dataPathPort) : this.overlayNetwork(view),
+      linkKind: this.#parts.linkKind,
+      vtep,
+      ownVteps: this.config.dataPathAddrs,
+      endpoints: view === undefined || view.disabled ? [] : this.endpoints.ofNetwork(network),
+      peers: remotePeers(this.loop.node.networkDb.rows(network, PEER_TABLE, { suspended: true }), this.self),
+    });
+  }
+
+  overlayNetwork(view: NetworkView): OverlayNetwork {
+    const vtep = this.config.dataPathAddrs[0] ?? this.config.advertise.ip;
+    const possible = overlayMtu(this.#underlayMtu(), vtep);
+    return {
+      id: view.id,
+      name: view.name,
+      vni: view.vni,
+      subnet: view.subnet,
+      gateway: view.gateway,
+      mtu: Math.min(view.mtu ?? possible, possible),
+      dataPathPort: this.config.dataPathPort,
+      internal: view.internal,
+      encrypted: view.encrypted,
+    };
+  }
+
+  networkName(id: NetworkId): string {
+    return this.loop.node.state.network(id)?.name ?? id.slice(0, 12);
+  }
+
+  /** The name people know a member by. */
+  shownName(name: string): string {
+    return this.loop.node.peer(name)?.name ?? name;
+  }
+
+  /** Effects the loop leaves to us. */
+  handle(effect: AgentEffect): void {
+    switch (effect.type) {
+      case "row-changed":
+        if (effect.table === PEER_TABLE) this.reconciler.markDirty(effect.network);
+        return this.#notify();
+      case "network-changed":
+        return;
+      case "network-in-sync":
+        this.#inSync.add(effect.network);
+        this.reconciler.markDirty(effect.network);
+        return this.#notify();
+      case "refused":
+        this.log.warn(
+          { network: effect.network, table: effect.table, key: effect.key },
+          `tables: ${effect.input} refused: ${effect.reason}`,
+        );
+        return;
+      case "member-joined":
+        this.#heard = true;
+        this.log.info(
+          { address: formatSocketAddr(effect.member.address) },
+          `${this.shownName(effect.member.name)} joined`,
+        );
+        this.event("member-joined", this.shownName(effect.member.name), describe(effect.member));
+        return this.refresh();
+      case "member-left":
+        this.log.info(
+          {},
+          `${this.shownName(effect.member.name)} is gone: ${leaveText(effect.reason, (name) => this.shownName(name))}`,
+        );
+        this.event(
+          "member-left",
+          this.shownName(effect.member.name),
+          leaveText(effect.reason, (name) => this.shownName(name)),
+        );
+        return this.refresh();
+      case "member-updated":
+        this.event("member-updated", this.shownName(effect.member.name), describe(effect.member));
+        return this.refresh();
+      case "member-suspected":
+        this.event(
+          "member-suspected",
+          this.shownName(effect.member.name),
+          `accused by ${this.shownName(effect.accuser)}`,
+        );
+        return this.#notify();
+      case "member-recovered":
+        this.event("member-recovered", this.shownName(effect.member.name), "it refuted");
+        return this.#notify();
+      case "member-conflict":
+        this.log.warn({}, `somebody else claims the member name ${effect.member.name}`);
+        this.event(
+          "member-conflict",
+          effect.member.name,
+          `claimed also by incarnation ${effect.claim.incarnation}`,
+        );
+        return;
+      case "state":
+        return this.#handleState(effect.effect);
+      case "question":
+        this.onQuestion(effect.question.body).then(
+          (body) =>
+            this.loop.step({ type: "answer-peer", question: effect.question, body: { result: body } }),
+          (error: unknown) =>
+            this.loop.step({
+              type: "answer-peer",
+              question: effect.question,
+              body: { error: errorText(error) },
+            }),
+        );
+        return;
+      case "left":
+        this.onLeft();
+        return;
+      default:
+        return unreachable(effect);
+    }
+  }
+
+  /** Answers another netagent's question; set by whoever knows the questions. */
+  onQuestion: (body: unknown) => Promise<unknown> = () =>
+    Promise.reject(new NetError("unknown-question", "not understood"));
+  onLeft: () => void = () => undefined;
+
+  /** Derives everything anew from definitions, endpoints and members. */
+  refresh(): void {
+    this.#notify();
+    if (this.#refreshing) {
+      this.#refreshAgain = true;
+      return;
+    }
+    this.#refreshing = true;
+    void this.#refreshUntilQuiet().finally(() => (this.#refreshing = false));
+  }
+
+  /** Publishes what our endpoints are now, and marks the networks concerned. Synchronous. */
+  publish(): void {
+    this.#syncAttachments();
+    const { puts, deletes } = diffOwnRows(this.#wantedRows(), [...this.#published.values()], (row) =>
+      this.#isPublished(row),
+    );
+    for (const row of puts) {
+      this.#published.set(rowKey(row), row);
+      this.loop.step({ type: "networkdb", input: { type: "put-row", ...row } });
+    }
+    for (const { network, table, key } of deletes) {
+      this.#published.delete(rowKey({ network, table, key }));
+      this.loop.step({ type: "networkdb", input: { type: "delete-row", network, table, key } });
+    }
+    this.#leaveUnused();
+    this.#notify();
+  }
+
+  /** A new record with an address of its own; not published yet. @throws NetError */
+  async allocate(
+    network: NetworkView,
+    parts: Omit<EndpointRecord, "id" | "network" | "ip" | "prefixLength" | "mac">,
+    wanted?: string,
+  ): Promise<EndpointRecord> {
+    const id = endpointId(randomHex(this.#parts.random, 64));
+    const result = await this.loop.request({
+      type: "allocate",
+      network: network.id,
+      holder: { id, name: parts.name === "" ? id.slice(0, 12) : parts.name },
+      ...(wanted === undefined ? {} : { address: wanted }),
+    });
+    if (result.type !== "address")
+      throw new NetError("internal", `allocate on ${network.name}: unexpected ${result.type}`);
+    const { ip, prefixLength } = result.address;
+    return { ...parts, id, network: network.id, ip, prefixLength, mac: macFromIpv4(ip) };
+  }
+
+  /** Takes the record away, its rows, its interface and its address. */
+  async drop(record: EndpointRecord, timeoutMs: number): Promise<void> {
+    const leg = this.endpoints.backendLeg(record.id);
+    if (leg !== undefined) await this.drop(leg, timeoutMs);
+    this.endpoints.remove(record.id);
+    this.publish();
+    this.reconciler.markDirty(record.network);
+    // The address may be given to somebody else only when no interface here has it any more.
+    await this.reconciler.settled(record.network, timeoutMs).catch((error: unknown) => {
+      this.log.warn(
+        { network: this.networkName(record.network) },
+        `endpoint ${record.name}: ${errorText(error)}`,
+      );
+    });
+    await this.loop.request({ type: "release", network: record.network, address: record.ip });
+  }
+
+  close(): void {
+    this.#closed = true;
+    this.reconciler.close();
+  }
+
+  /** The service an endpoint backs, if it still exists. */
+  serviceOf(record: EndpointRecord): ServiceView | undefined {
+    return record.service === undefined
+      ? undefined
+      : this.loop.node.state.services().find((service) => service.id === record.service);
+  }
+
+  isDisabled(record: EndpointRecord): boolean {
+    const owner = record.parent ?? record.id;
+    return (
+      this.endpoints.leaving.has(owner) ||
+      this.endpoints.unhealthy.has(owner) ||
+      (record.service !== undefined && this.loop.node.state.availability(this.loop.node.facts.id) === "drain")
+    );
+  }
+
+  /** Whether we know what our peers know, or there is nobody to ask: only then rules and entries may be taken away. */
+  tablesLoaded(): boolean {
+    return (
+      [...this.endpoints.networks()].every((network) => this.#mayPrune(network)) &&
+      (this.#heard || this.#heldLongEnough())
+    );
+  }
+
+  /** Nothing can be learned any more: we are the first, or nobody answered for a long time. */
+  stopWaitingForPeers(): void {
+    this.#heard = true;
+    this.reconciler.markAllDirty();
+    this.#notify();
+  }
+
+  #handleState(effect: Extract<AgentEffect, { type: "state" }>["effect"]): void {
+    switch (effect.type) {
+      case "definitions-changed":
+        for (const change of effect.changes) {
+          if (change.kind === "network") this.reconciler.markDirty(change.id as NetworkId);
+        }
+        return this.refresh();
+      case "ring-changed":
+        return;
+      case "conflict":
+        this.log.warn({}, effect.conflict.text);
+        this.event("conflict", effect.conflict.type, effect.conflict.text);
+        return this.refresh();
+      case "persist":
+      case "done":
+      case "refused":
+        return; // the loop's own
+      default:
+        return unreachable(effect);
+    }
+  }
+
+  #notify(): void {
+    for (const dependent of this.dependents) dependent.refresh();
+  }
+
+  async #refreshUntilQuiet(): Promise<void> {
+    do {
+      this.#refreshAgain = false;
+      try {
+        await this.#ensureIngress();
+      } catch (error) {
+        if (!(error instanceof NetError)) throw error;
+        this.log.warn({ code: error.code }, `ingress: ${error.message}`);
+        this.event("failure", INGRESS.name, error.message);
+        setTimeout(() => this.refresh(), 2_000).unref();
+      }
+      if (this.#closed) return;
+      this.publish();
+    } while (this.#refreshAgain);
+  }
+
+  /**
+   * While any service publishes a port in ingress mode every node has a leg in the ingress network, and every backend
+   * of such a service a second interface in it.
+   */
+  async #ensureIngress(): Promise<void> {
+    const ingress = this.loop.node.state.network(INGRESS.id);
+    if (ingress === undefined) return;
+    const publishing = this.loop.node.state
+      .services()
+      .filter((service) => service.ports.some((port) => port.mode === "ingress"));
+    const leg = this.endpoints.ingressLeg();
+    if (publishing.length > 0 && leg === undefined) {
+      await this.#addLeg(ingress, {
+        kind: "ingress-leg",
+        name: INGRESS_ENDPOINT_NAME,
+        ifname: INGRESS_HOST_LINK,
+        sandbox: { type: "host" },
+        aliases: [],
+      });
+    }
+    const ids = new Set(publishing.map((service) => service.id));
+    for (const record of this.endpoints.all()) {
+      const backs = record.kind === "user" && record.service !== undefined && ids.has(record.service);
+      if (
+        backs &&
+        !this.endpoints.leaving.has(record.id) &&
+        this.endpoints.backendLeg(record.id) === undefined
+      ) {
+        await this.#addLeg(ingress, {
+          kind: "backend-leg",
+          parent: record.id,
+          name: record.name,
+          ifname: this.#freeInterfaceName(record),
+          sandbox: record.sandbox,
+          aliases: [],
+          ...(record.service === undefined ? {} : { service: record.service }),
+        });
+      }
+      const orphan =
+        record.kind === "backend-leg" && (record.service === undefined || !ids.has(record.service));
+      if (orphan) await this.drop(record, 5_000);
+    }
+    if (publishing.length === 0 && leg !== undefined) await this.drop(leg, 5_000);
+  }
+
+  async #addLeg(
+    ingress: NetworkView,
+    parts: Omit<EndpointRecord, "id" | "network" | "ip" | "prefixLength" | "mac">,
+  ): Promise<void> {
+    const record = await this.allocate(ingress, parts);
+    const gone = parts.parent !== undefined && this.endpoints.get(parts.parent) === undefined;
+    if (this.#closed || gone) {
+      await this.loop.request({ type: "release", network: ingress.id, address: record.ip });
+      return;
+    }
+    this.endpoints.put(record);
+    this.publish();
+    await this.reconciler.settled(ingress.id, 5_000);
+    this.endpoints.ready.add(record.id);
+  }
+
+  /** `eth1` and so on: the first name no interface of ours in that sandbox has. */
+  #freeInterfaceName(record: EndpointRecord): string {
+    const { sandbox } = record;
+    const path = sandbox.type === "netns" ? sandbox.path : "";
+    const taken = new Set(
+      this.endpoints
+        .all()
+        .filter((one) => one.sandbox.type === "netns" && one.sandbox.path === path)
+        .map((one) => one.ifname),
+    );
+    for (let index = 1; ; index++) if (!taken.has(`eth${index}`)) return `eth${index}`;
+  }
+
+  #syncAttachments(): void {
+    const attached = new Set(
+      this.loop.node.networkDb
+        .attachments()
+        .filter((one) => !one.leaving)
+        .map((one) => one.network),
+    );
+    for (const network of this.endpoints.networks()) {
+      if (!attached.has(network))
+        this.loop.step({ type: "networkdb", input: { type: "join-network", network } });
+    }
+  }
+
+  #leaveUnused(): void {
+    const used = this.endpoints.networks();
+    for (const { network, leaving } of this.loop.node.networkDb.attachments()) {
+      if (leaving || used.has(network)) continue;
+      this.#inSync.delete(network);
+      for (const [key, row] of this.#published) if (row.network === network) this.#published.delete(key);
+      this.loop.step({ type: "networkdb", input: { type: "leave-network", network } });
+    }
+  }
+
+  #wantedRows(): OwnRow[] {
+    const vtep = this.config.dataPathAddrs[0] ?? this.config.advertise.ip;
+    return this.endpoints.all().flatMap((record) => ownRows(this.#ownEndpoint(record), vtep));
+  }
+
+  #ownEndpoint(record: EndpointRecord): OwnEndpoint {
+    const service = this.serviceOf(record);
+    const vip = service?.networks.find((one) => one.network === record.network)?.vip;
+    const ingressPorts =
+      record.kind === "backend-leg" ? (service?.ports.filter((port) => port.mode === "ingress") ?? []) : [];
+    return {
+      id: record.id,
+      network: record.network,
+      name: record.name,
+      aliases: record.aliases,
+      ip: record.ip,
+      prefixLength: record.prefixLength,
+      mac: record.mac,
+      ...(service === undefined
+        ? {}
+        : { service: { id: service.id, name: service.name, ...(vip === undefined ? {} : { vip }) } }),
+      ports: ingressPorts.map((port) => ({
+        name: "",
+        protocol: port.protocol,
+        targetPort: port.target,
+        publishedPort: port.published,
+      })),
+      named: this.endpoints.ready.has(record.id),
+      disabled: this.isDisabled(record),
+    };
+  }
+
+  /** Whether the table has exactly this row as ours. */
+  #isPublished(row: OwnRow): boolean {
+    const found = this.loop.node.networkDb.row(row.network, row.table, row.key);
+    return found?.owner === this.self && bytesEqual(found.value, row.value);
+  }
+
+  /** Asked of the kernel now and then only: it hardly ever changes, and every desired state needs it. */
+  #underlayMtu(): number {
+    const now = this.loop.now();
+    if (this.#mtu === undefined || now - this.#mtu.at > 1_000)
+      this.#mtu = { at: now, bytes: this.#parts.underlayMtu() };
+    return this.#mtu.bytes;
+  }
+
+  #heldLongEnough(): boolean {
+    return this.loop.now() - this.startedAt > PRUNE_HOLD_MS;
+  }
+
+  #mayPrune(network: NetworkId): boolean {
+    const heldFor = this.loop.now() - this.startedAt;
+    return (
+      heldFor > PRUNE_HOLD_MS ||
+      (this.#heard && (this.#inSync.has(network) || !this.endpoints.networks().has(network)))
+    );
+  }
+}
+
+/** Unpredictable randomness for ids and for gossip's choices. */
+export function systemRandom(): Random {
+  return { next: () => secureRandomInt(0x1_0000_0000) / 0x1_0000_0000 };
+}
+
+/** Stands in for a network whose definition is gone: nothing of it is desired. */
+function goneNetwork(id: NetworkId, dataPathPort: number): OverlayNetwork {
+  const { vni, subnet, gateway } = INGRESS;
+  return {
+    id,
+    name: id.slice(0, 12),
+    vni,
+    subnet,
+    gateway,
+    mtu: 1450,
+    dataPathPort,
+    internal: false,
+    encrypted: false,
+  };
+}
+
+function describe(member: Member): string {
+  return `${member.name} at ${formatSocketAddr(member.address)}, incarnation ${member.incarnation}`;
+}
+
+function leaveText(reason: LeaveReason, shown: (name: string) => string): string {
+  switch (reason.why) {
+    case "left":
+      return "left of its own will";
+    case "timeout":
+      return `no sign of life, confirmed by ${reason.confirmations}`;
+    case "refused":
+      return "its host refuses connections: the process is gone";
+    case "replaced":
+      return `replaced by ${shown(reason.by)}`;
+    case "told":
+      return `${shown(reason.accuser)} found it dead`;
+    default:
+      return unreachable(reason);
+  }
+}
+
+/** Addresses others may be reached at, remembered for the next start. */
+export function aliveAddresses(members: Iterable<Member>, self: string): SocketAddr[] {
+  return [...members]
+    .filter((member) => member.name !== self && member.state === "alive")
+    .map((member) => member.address);
+}

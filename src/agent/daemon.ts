@@ -1,0 +1,354 @@
+import { mkdirSync } from "node:fs";
+import { join } from "node:path";
+import { ZodError } from "zod";
+import { errorCode, errorText, NetError } from "../base/error.ts";
+import { nodeId, nodeName, randomBase36, randomHex, type NodeId } from "../base/id.ts";
+import {
+  formatSocketAddr,
+  ipToBytes,
+  parseHostPort,
+  parseIp,
+  type IpAddr,
+  type SocketAddr,
+} from "../base/ip.ts";
+import type { Random } from "../base/random.ts";
+import { NetlinkSocket } from "../kernel/netlink-socket.ts";
+import { underlayOf } from "../kernel/underlay.ts";
+import { VxlanDataplane } from "../kernel/vxlan-dataplane.ts";
+import { DEFAULT_LINK_KIND } from "../overlay/desired.ts";
+import { LAN, LOCAL, WAN } from "../swim/config.ts";
+import { resolveHost } from "../transport/gossip-transport.ts";
+import { Agent, aliveAddresses, systemRandom } from "./agent.ts";
+import { readIfPresent, writeAtomically } from "./atomic-file.ts";
+import { loadConfig, type Config } from "./config.ts";
+import { ControlServer } from "./control-server.ts";
+import { DnsRunner } from "./dns-runner.ts";
+import { Endpoints } from "./endpoints.ts";
+import { GossipLoop, type AgentEffect } from "./gossip-loop.ts";
+import { createHandlers } from "./handlers.ts";
+import { keyQuestion, Keys, loadKeyring } from "./keys.ts";
+import { createLogger, type Logger } from "./log.ts";
+import { MeshRunner } from "./mesh-runner.ts";
+import { Sandboxes } from "./sandboxes.ts";
+import { Store } from "./store.ts";
+import { Views } from "./views.ts";
+
+/** First and longest pause between two rounds of joining. */
+const JOIN_RETRY_MIN_MS = 500;
+const JOIN_RETRY_MAX_MS = 15_000;
+const JOIN_TIMEOUT_MS = 5_000;
+/** How often the living members' addresses are written down, for the next start. */
+const REMEMBER_PEERS_MS = 10_000;
+/** How often namespaces of commands that ended without saying goodbye are looked for. */
+const ORPHANS_MS = 2_000;
+const LEAVE_TIMEOUT_MS = 5_000;
+
+/** Builds the agent, runs it until a signal says stop, and takes it down in order. @throws NetError */
+export async function runDaemon(config: Config, version: string, argv: readonly string[]): Promise<void> {
+  const log = createLogger(config.logLevel, config.logFormat);
+  const random = systemRandom();
+  mkdirSync(config.runDir, { recursive: true, mode: 0o755 });
+  const store = Store.open(config.dataDir);
+  try {
+    await runLocked(config, version, argv, log, random, store);
+  } finally {
+    store.close();
+  }
+}
+
+async function runLocked(
+  config: Config,
+  version: string,
+  argv: readonly string[],
+  log: Logger,
+  random: Random,
+  store: Store,
+): Promise<void> {
+  const dataplane = new VxlanDataplane({ runDirectory: config.runDir });
+  const id = persistentNodeId(join(config.dataDir, "node-id"), random);
+  const keys = loadKeyring(config.keyringFile, config.gossipKeys);
+  let agent: Agent | undefined;
+  const onEffect = (effect: AgentEffect): void => agent?.handle(effect);
+  const loop = await GossipLoop.open(
+    config,
+    {
+      name: nodeName(randomHex(random, 12)),
+      facts: {
+        id,
+        name: config.name,
+        vteps: config.dataPathAddrs,
+        capabilities: ["state", "return-path"],
+        version,
+      },
+      address: { socket: config.advertise, bytes: ipToBytes(config.advertise.ip) },
+      delegateVersions: config.compat === "serf" ? [2, 5, 4] : [0, 0, 0],
+      sealing: { keys, label: "", verifyIncoming: true, verifyOutgoing: true, encryptionVersion: 1 },
+      swim: { lan: LAN, wan: WAN, local: LOCAL }[config.profile],
+      state: store.snapshot === undefined ? {} : { snapshot: store.snapshot.bytes },
+      random,
+      tablesForAll: config.compat === "docker",
+    },
+    onEffect,
+    (snapshot) => store.save(snapshot),
+  );
+  const endpointsFile = join(config.dataDir, "endpoints.json");
+  agent = new Agent({
+    config,
+    log,
+    loop,
+    dataplane,
+    linkKind: DEFAULT_LINK_KIND,
+    endpoints: loadEndpoints(endpointsFile),
+    sandboxes: new Sandboxes(config.runDir, random),
+    random,
+    underlayMtu: watchUnderlayMtu(config.dataPathAddrs[0] ?? config.advertise.ip),
+  });
+  const views = new Views(agent);
+  const mesh = new MeshRunner(agent);
+  const dns = new DnsRunner(agent, random);
+  agent.dependents.push(mesh, dns);
+  const keyring = new Keys(agent, (text) => writeAtomically(config.keyringFile, text));
+  agent.onQuestion = (body) => {
+    const question = keyQuestion.safeParse(body);
+    if (!question.success)
+      return Promise.reject(
+        new NetError("unknown-question", "this netagent does not understand the question"),
+      );
+    return Promise.resolve(keyring.apply(question.data.operation, question.data.key));
+  };
+  const handlers = createHandlers({
+    agent,
+    views,
+    keys: keyring,
+    version,
+    dataplaneReason: "this kernel has VXLAN",
+    meshSettled: (timeoutMs) => mesh.settled(timeoutMs),
+    meshPlan: () => mesh.plan(),
+    checkPorts: (ports) =>
+      mesh.checkPorts(
+        ports.map((port) => ({
+          protocol: port.protocol,
+          port: port.published,
+          ...(port.address === undefined ? {} : { address: parseIp(port.address) }),
+        })),
+      ),
+    doctor: () => Promise.reject(new NetError("not-yet", "doctor: not built yet")),
+  });
+  const control = await ControlServer.listen(join(config.runDir, "netagent.sock"), handlers, log);
+  const peersFile = join(config.dataDir, "peers.json");
+  const timers = [
+    setInterval(() => rememberPeers(peersFile, loop), REMEMBER_PEERS_MS),
+    setInterval(() => void removeOrphans(agent, log), ORPHANS_MS),
+  ];
+  const stopping = new AbortController();
+
+  adoptEndpoints(agent, log);
+  const remembered = readPeers(peersFile);
+  const alone = config.join.length === 0 && remembered.length === 0;
+  loop.step({ type: "start", seed: config.join.length === 0, unixSeconds: Math.floor(Date.now() / 1000) });
+  log.info(
+    { name: config.name, member: loop.node.name, advertise: formatSocketAddr(config.advertise) },
+    `netagent ${version} is up`,
+  );
+  agent.refresh();
+  if (alone) agent.stopWaitingForPeers();
+  const joining = joinUntilAnswered(config, remembered, agent, log, stopping.signal);
+  await untilStopped(config, argv, agent, log);
+
+  stopping.abort();
+  for (const timer of timers) clearInterval(timer);
+  rememberPeers(peersFile, loop);
+  await Promise.all([control.close(), joining]);
+  await leave(agent);
+  dns.close();
+  mesh.close();
+  agent.close();
+  await loop.close();
+  dataplane.close();
+  log.info({}, "netagent has stopped; endpoints keep their interfaces");
+}
+
+/** SIGTERM and SIGINT end the daemon; SIGHUP reads log level and keys again. */
+function untilStopped(config: Config, argv: readonly string[], agent: Agent, log: Logger): Promise<void> {
+  return new Promise((resolve) => {
+    process.once("SIGTERM", resolve);
+    process.once("SIGINT", resolve);
+    process.on("SIGHUP", () => {
+      try {
+        const again = loadConfig(argv, "");
+        log.level = again.logLevel;
+        agent.loop.step({ type: "set-keys", keys: loadKeyring(config.keyringFile, again.gossipKeys) });
+        log.info({ level: again.logLevel }, "configuration read again: keys and log level");
+      } catch (error) {
+        log.error({}, `configuration not read again: ${errorText(error)}`);
+      }
+    });
+  });
+}
+
+/** Says goodbye so that nobody has to find out; the endpoints' rows go, their interfaces stay. */
+async function leave(agent: Agent): Promise<void> {
+  const left = new Promise<void>((resolve) => (agent.onLeft = resolve));
+  const tooLong = new Promise<void>((resolve) => setTimeout(resolve, LEAVE_TIMEOUT_MS).unref());
+  agent.loop.step({ type: "leave", timeoutMs: 1_000 });
+  await Promise.race([left, tooLong]);
+}
+
+/** Tries seeds and the members of the last life, for ever with growing pauses, until one answers. */
+async function joinUntilAnswered(
+  config: Config,
+  remembered: readonly SocketAddr[],
+  agent: Agent,
+  log: Logger,
+  stop: AbortSignal,
+): Promise<void> {
+  let pauseMs = JOIN_RETRY_MIN_MS;
+  let said = "";
+  while (!stop.aborted && (config.join.length > 0 || remembered.length > 0)) {
+    const targets = [...(await resolveSeeds(config, log)), ...remembered].filter(
+      (target) => target.ip !== config.advertise.ip || target.port !== config.advertise.port,
+    );
+    const results = targets.length === 0 ? [] : await agent.loop.join(targets, JOIN_TIMEOUT_MS);
+    const worked = results.filter((result) => result.failure === undefined);
+    if (worked.length > 0) {
+      log.info({}, `joined through ${worked.map((result) => formatSocketAddr(result.address)).join(", ")}`);
+      return;
+    }
+    // Only members of the last life, and nobody is there any more: we are the first.
+    if (config.join.length === 0) agent.stopWaitingForPeers();
+    const why = results
+      .map((result) => `${formatSocketAddr(result.address)}: ${result.failure ?? ""}`)
+      .join("; ");
+    if (why !== said) log.warn({}, `join: nobody answered, trying on: ${why || "no address to try"}`);
+    said = why;
+    await pause(pauseMs, stop);
+    pauseMs = Math.min(JOIN_RETRY_MAX_MS, pauseMs * 2);
+  }
+}
+
+async function resolveSeeds(config: Config, log: Logger): Promise<SocketAddr[]> {
+  const found: SocketAddr[] = [];
+  for (const text of config.join) {
+    try {
+      const { host, port } = parseHostPort(text, config.gossipPort);
+      for (const ip of await resolveHost(host)) found.push({ ip, port });
+    } catch (error) {
+      log.warn({}, `join ${text}: ${errorText(error)}`);
+    }
+  }
+  return found;
+}
+
+function pause(milliseconds: number, stop: AbortSignal): Promise<void> {
+  return new Promise((resolve) => {
+    const timer = setTimeout(resolve, milliseconds);
+    stop.addEventListener("abort", () => {
+      clearTimeout(timer);
+      resolve();
+    });
+  });
+}
+
+/** Endpoints of the last life whose namespace still stands are ours again; the others give their address back. */
+function adoptEndpoints(agent: Agent, log: Logger): void {
+  for (const record of agent.endpoints.all()) {
+    if (record.sandbox.type === "netns" && !agent.sandboxes.exists(record.sandbox.path)) {
+      log.info(
+        { endpoint: record.name, sandbox: record.sandbox.path },
+        "endpoint forgotten: its namespace is gone",
+      );
+      agent.endpoints.remove(record.id);
+      continue;
+    }
+    agent.endpoints.ready.add(record.id);
+    agent.reconciler.markDirty(record.network);
+  }
+}
+
+/** Namespaces whose command has ended without giving them back, and endpoints whose namespace has vanished. */
+async function removeOrphans(agent: Agent, log: Logger): Promise<void> {
+  try {
+    for (const sandbox of agent.sandboxes.orphans()) {
+      for (const record of agent.endpoints.all()) {
+        const inside = record.sandbox.type === "netns" && record.sandbox.path === sandbox.path;
+        if (inside && record.kind === "user") await agent.drop(record, 2_000);
+      }
+      agent.sandboxes.remove(sandbox.path);
+      agent.event("sandbox-removed", sandbox.path, `its owner, process ${sandbox.ownerPid}, is gone`);
+    }
+    for (const record of agent.endpoints.all()) {
+      if (
+        record.kind !== "user" ||
+        record.sandbox.type !== "netns" ||
+        agent.sandboxes.exists(record.sandbox.path)
+      )
+        continue;
+      agent.event(
+        "endpoint-gone",
+        record.name || record.id.slice(0, 12),
+        `its namespace ${record.sandbox.path} has vanished`,
+      );
+      await agent.drop(record, 2_000);
+    }
+  } catch (error) {
+    log.warn({}, `clean up after ended commands: ${errorText(error)}`);
+  }
+}
+
+function loadEndpoints(path: string): Endpoints {
+  try {
+    return new Endpoints(readIfPresent(path), (text) => writeAtomically(path, text));
+  } catch (cause) {
+    if (!(cause instanceof ZodError) && !(cause instanceof SyntaxError)) throw cause;
+    throw new NetError(
+      "state-corrupt",
+      `read endpoints from ${path}: damaged (put a good copy back, or move it away to forget this node's endpoints)`,
+      { cause },
+    );
+  }
+}
+
+function persistentNodeId(path: string, random: Random): NodeId {
+  const text = readIfPresent(path)?.trim();
+  if (text !== undefined && text !== "") return nodeId(text);
+  const fresh = nodeId(randomBase36(random));
+  writeAtomically(path, `${fresh}\n`);
+  return fresh;
+}
+
+function rememberPeers(path: string, loop: GossipLoop): void {
+  const addresses = aliveAddresses(loop.node.swim.members(), loop.node.name);
+  // An empty list would make the next start believe that it is the first node.
+  if (addresses.length > 0) writeAtomically(path, JSON.stringify(addresses.slice(0, 64)));
+}
+
+function readPeers(path: string): SocketAddr[] {
+  const text = readIfPresent(path);
+  if (text === undefined) return [];
+  try {
+    const values: unknown = JSON.parse(text);
+    if (!Array.isArray(values)) return [];
+    return values.flatMap((value: unknown) => {
+      if (typeof value !== "object" || value === null || !("ip" in value) || !("port" in value)) return [];
+      return [{ ip: parseIp(String(value.ip)), port: Number(value.port) }];
+    });
+  } catch {
+    // A convenience only: without it the seeds of the command line remain.
+    return [];
+  }
+}
+
+/** Reads the underlay's MTU; while its address is gone for a moment the last one stands. @throws NetError when it was never there */
+function watchUnderlayMtu(vtep: IpAddr): () => number {
+  using first = new NetlinkSocket("route");
+  let { mtu } = underlayOf(first, vtep);
+  return () => {
+    using socket = new NetlinkSocket("route");
+    try {
+      ({ mtu } = underlayOf(socket, vtep));
+    } catch (error) {
+      if (errorCode(error) !== "EADDRNOTAVAIL") throw error;
+    }
+    return mtu;
+  };
+}

@@ -1,0 +1,248 @@
+import { randomFillSync } from "node:crypto";
+import { NetError } from "../base/error.ts";
+import type { NodeName } from "../base/id.ts";
+import type { SocketAddr } from "../base/ip.ts";
+import type { Instant } from "../base/time.ts";
+import {
+  GossipNode,
+  type GossipEffect,
+  type GossipInput,
+  type GossipNodeOptions,
+} from "../cluster/gossip-node.ts";
+import type { StateRequest, StateResult } from "../state/request.ts";
+import { Clock } from "../transport/clock.ts";
+import { GossipTransport } from "../transport/gossip-transport.ts";
+import type { Config } from "./config.ts";
+
+/** Effects left for the agent: those that are neither the transport's nor an answer somebody waits for. */
+export type AgentEffect = Exclude<
+  GossipEffect,
+  {
+    type:
+      | "send-packet"
+      | "open-stream"
+      | "write-stream"
+      | "close-stream"
+      | "join-result"
+      | "join-done"
+      | "answered"
+      | "unanswered";
+  }
+>;
+
+export interface JoinResult {
+  readonly address: SocketAddr;
+  /** Undefined when it worked. */
+  readonly failure: string | undefined;
+}
+
+type Unnumbered<T> = T extends unknown ? Omit<T, "request"> : never;
+
+/** A timer that comes this late says that this process, not its peers, was slow. */
+const LOOP_DELAY_MS = 100;
+
+/**
+ * The loop that joins them: input → gossip node → effects → performers. Never re-entrant: an effect that causes
+ * another input queues it.
+ */
+export class GossipLoop {
+  readonly node: GossipNode;
+  readonly transport: GossipTransport;
+  readonly #clock: Clock;
+  readonly #onEffect: (effect: AgentEffect) => void;
+  readonly #persistState: (snapshot: Uint8Array) => void;
+  readonly #queue: GossipInput[] = [];
+  #stepping = false;
+  #nextRequest = 1;
+  readonly #stateRequests = new Map<
+    number,
+    { resolve: (result: StateResult) => void; reject: (error: NetError) => void }
+  >();
+  readonly #joins = new Map<number, { results: JoinResult[]; resolve: (results: JoinResult[]) => void }>();
+  readonly #calls = new Map<
+    number,
+    { resolve: (body: unknown) => void; reject: (error: NetError) => void }
+  >();
+  #expectedWake: Instant | undefined;
+
+  private constructor(
+    node: GossipNode,
+    transport: GossipTransport,
+    clock: Clock,
+    onEffect: (effect: AgentEffect) => void,
+    persistState: (snapshot: Uint8Array) => void,
+  ) {
+    this.node = node;
+    this.transport = transport;
+    this.#clock = clock;
+    this.#onEffect = onEffect;
+    this.#persistState = persistState;
+  }
+
+  /**
+   * Opens the sockets; nothing is sent before `start()`.
+   * @param persistState must return only when the snapshot is safely on disk.
+   * @throws NetError `listen`
+   */
+  static async open(
+    config: Config,
+    options: Omit<GossipNodeOptions, "nonce">,
+    onEffect: (effect: AgentEffect) => void,
+    persistState: (snapshot: Uint8Array) => void,
+  ): Promise<GossipLoop> {
+    // Sockets deliver before the loop exists; what comes then waits its turn.
+    const early: GossipInput[] = [];
+    let deliver = (input: GossipInput): void => void early.push(input);
+    const transport = await GossipTransport.listen({
+      bindAddr: config.bindAddr,
+      port: config.gossipPort,
+      onInput: (input) => deliver(input),
+    });
+    const clock = new Clock(() => deliver({ type: "wake" }));
+    const node = new GossipNode({ ...options, nonce: nonceSource() }, clock.now());
+    const loop = new GossipLoop(node, transport, clock, onEffect, persistState);
+    deliver = (input) => loop.step(input);
+    for (const input of early) loop.step(input);
+    return loop;
+  }
+
+  now(): Instant {
+    return this.#clock.now();
+  }
+
+  /** Feeds one input to the pure core and performs what it asks for. */
+  step(input: GossipInput): void {
+    this.#queue.push(input);
+    if (this.#stepping) return;
+    this.#stepping = true;
+    try {
+      for (let next = this.#queue.shift(); next !== undefined; next = this.#queue.shift()) {
+        if (next.type === "wake") this.#reportLateness();
+        for (const effect of this.node.handle(next, this.now())) this.#perform(effect);
+      }
+    } finally {
+      this.#stepping = false;
+    }
+    this.#expectedWake = this.node.nextWakeup();
+    this.#clock.wakeAt(this.#expectedWake);
+  }
+
+  /** @throws NetError what `state/` refuses, with its reason and cure. */
+  request(request: Unnumbered<StateRequest>): Promise<StateResult> {
+    const id = this.#nextRequest++;
+    return new Promise((resolve, reject) => {
+      this.#stateRequests.set(id, { resolve, reject });
+      this.step({ type: "state", input: { ...request, request: id } as StateRequest });
+    });
+  }
+
+  /** One result an address, once all have one or `timeoutMs` is over. */
+  join(addresses: readonly SocketAddr[], timeoutMs: number): Promise<JoinResult[]> {
+    const request = this.#nextRequest++;
+    return new Promise((resolve) => {
+      const timer = setTimeout(
+        () => this.step({ type: "swim", input: { type: "cancel-join", request } }),
+        timeoutMs,
+      );
+      this.#joins.set(request, {
+        results: [],
+        resolve: (results) => {
+          clearTimeout(timer);
+          resolve(results);
+        },
+      });
+      this.step({ type: "swim", input: { type: "join", request, addresses } });
+    });
+  }
+
+  /** Asks another netagent. @throws NetError `peer-silent` */
+  ask(to: NodeName, body: unknown, timeoutMs: number): Promise<unknown> {
+    const request = this.#nextRequest++;
+    return new Promise((resolve, reject) => {
+      this.#calls.set(request, { resolve, reject });
+      this.step({ type: "ask-peer", to, request, body, timeoutMs });
+    });
+  }
+
+  async close(): Promise<void> {
+    this.#clock.close();
+    await this.transport.close();
+  }
+
+  #perform(effect: GossipEffect): void {
+    switch (effect.type) {
+      case "send-packet":
+        return this.transport.send(effect.to, effect.bytes);
+      case "open-stream":
+        return this.transport.open(effect.stream, effect.to, effect.timeoutMs);
+      case "write-stream":
+        return this.transport.write(effect.stream, effect.bytes);
+      case "close-stream":
+        return this.transport.closeStream(effect.stream);
+      case "join-result":
+        this.#joins
+          .get(effect.request)
+          ?.results.push({ address: effect.address, failure: effect.failure?.detail });
+        return;
+      case "join-done": {
+        const join = this.#joins.get(effect.request);
+        this.#joins.delete(effect.request);
+        return join?.resolve(join.results);
+      }
+      case "answered": {
+        const call = this.#calls.get(effect.request);
+        this.#calls.delete(effect.request);
+        return call?.resolve(effect.body);
+      }
+      case "unanswered": {
+        const call = this.#calls.get(effect.request);
+        this.#calls.delete(effect.request);
+        return call?.reject(new NetError("peer-silent", `${effect.from}: ${effect.reason}`));
+      }
+      case "state":
+        switch (effect.effect.type) {
+          case "persist":
+            return this.#persistState(this.node.state.snapshot(this.now()));
+          case "done": {
+            const { request, result } = effect.effect;
+            const waiting = this.#stateRequests.get(request);
+            this.#stateRequests.delete(request);
+            return waiting?.resolve(result);
+          }
+          case "refused": {
+            const { request, error } = effect.effect;
+            const waiting = this.#stateRequests.get(request);
+            this.#stateRequests.delete(request);
+            return waiting?.reject(error);
+          }
+          default:
+            return this.#onEffect(effect);
+        }
+      default:
+        return this.#onEffect(effect);
+    }
+  }
+
+  /** Before the wake itself, so that our own health is known to be poor before anybody is accused. */
+  #reportLateness(): void {
+    const lateMs = this.#expectedWake === undefined ? 0 : this.now() - this.#expectedWake;
+    if (lateMs <= LOOP_DELAY_MS) return;
+    const input: GossipInput = { type: "swim", input: { type: "loop-delay", ms: lateMs } };
+    for (const effect of this.node.handle(input, this.now())) this.#perform(effect);
+  }
+}
+
+/** 12 fresh random bytes a call, drawn from the system in blocks. */
+function nonceSource(): () => Uint8Array {
+  const block = new Uint8Array(12 * 256);
+  let at = block.length;
+  return () => {
+    if (at === block.length) {
+      randomFillSync(block);
+      at = 0;
+    }
+    const nonce = block.slice(at, at + 12);
+    at += 12;
+    return nonce;
+  };
+}

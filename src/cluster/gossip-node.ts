@@ -1,0 +1,697 @@
+import { unreachable } from "../base/assert.ts";
+import { Deadlines } from "../base/deadlines.ts";
+import { DecodeError, errorText } from "../base/error.ts";
+import { nodeName, type NodeName } from "../base/id.ts";
+import type { SocketAddr } from "../base/ip.ts";
+import type { Random } from "../base/random.ts";
+import { after, earliest, type Instant } from "../base/time.ts";
+import { networkDbConfig, type NetworkDbConfig } from "../networkdb/config.ts";
+import type { NetworkDbEffect } from "../networkdb/effect.ts";
+import { NetworkDb, type NetworkDbInput } from "../networkdb/networkdb.ts";
+import type { StateEffect, StateInput } from "../state/effect.ts";
+import { State, type StateOptions } from "../state/state.ts";
+import type { SwimEffect, SwimInput, StreamFailure } from "../swim/boundary.ts";
+import type { SwimConfig } from "../swim/config.ts";
+import type { Identity, Member } from "../swim/member.ts";
+import { Swim } from "../swim/swim.ts";
+import type { UserMessage } from "../wire/memberlist/message.ts";
+import { decodePacket, encodePacket } from "../wire/memberlist/packet.ts";
+import { packetOverhead, sealsOutgoing, type Sealing } from "../wire/memberlist/seal.ts";
+import { encodeStream, STREAM_LIMITS, StreamDecoder, type StreamMessage } from "../wire/memberlist/stream.ts";
+import { networkDbMessageType } from "../wire/networkdb/message.ts";
+import { STATE_MESSAGE_TYPE } from "../wire/state/message.ts";
+import { decodeMetadata, encodeMetadata, type NodeFacts } from "./metadata.ts";
+import { PEER_CALL_MESSAGE_TYPE, PeerCalls, type PeerCallEffect, type PeerQuestion } from "./peer-call.ts";
+
+/** What arrives at a node: from the transport, the clock, or an operator. */
+export type GossipInput =
+  | { readonly type: "start"; readonly seed: boolean; readonly unixSeconds: number }
+  | { readonly type: "wake" }
+  | { readonly type: "packet"; readonly from: SocketAddr; readonly bytes: Uint8Array }
+  /** Streams are named by numbers: odd when the peer dialled, even when we did. */
+  | { readonly type: "stream-accepted"; readonly stream: number; readonly from: SocketAddr }
+  | { readonly type: "stream-opened"; readonly stream: number }
+  | { readonly type: "stream-data"; readonly stream: number; readonly bytes: Uint8Array }
+  | {
+      readonly type: "stream-closed";
+      readonly stream: number;
+      readonly error?: { readonly code: string; readonly message: string };
+    }
+  | {
+      readonly type: "swim";
+      readonly input: Extract<SwimInput, { type: "join" | "cancel-join" | "loop-delay" }>;
+    }
+  | { readonly type: "networkdb"; readonly input: NetworkDbInput }
+  | { readonly type: "state"; readonly input: StateInput }
+  /** Says goodbye on all levels; the effect `left` follows. */
+  | { readonly type: "leave"; readonly timeoutMs: number }
+  /** Other keys, from now on; connections under way keep the ones they began with. */
+  | { readonly type: "set-keys"; readonly keys: readonly Uint8Array[] }
+  | {
+      readonly type: "ask-peer";
+      readonly to: NodeName;
+      readonly request: number;
+      readonly body: unknown;
+      readonly timeoutMs: number;
+    }
+  | { readonly type: "answer-peer"; readonly question: PeerQuestion; readonly body: unknown };
+
+/** What a node wants done, strictly in this order: what follows a `persist` may only happen once it is on disk. */
+export type GossipEffect =
+  | { readonly type: "send-packet"; readonly to: SocketAddr; readonly bytes: Uint8Array }
+  | {
+      readonly type: "open-stream";
+      readonly stream: number;
+      readonly to: SocketAddr;
+      readonly timeoutMs: number;
+    }
+  | { readonly type: "write-stream"; readonly stream: number; readonly bytes: Uint8Array }
+  | { readonly type: "close-stream"; readonly stream: number }
+  | Extract<SwimEffect, { type: `member-${string}` | "join-result" | "join-done" }>
+  | Extract<NetworkDbEffect, { type: "row-changed" | "network-changed" | "network-in-sync" | "refused" }>
+  | { readonly type: "state"; readonly effect: Exclude<StateEffect, { type: "send-packet" | "send-stream" }> }
+  | Exclude<PeerCallEffect, { type: "send" }>
+  | { readonly type: "left" };
+
+export interface GossipNodeOptions {
+  /** Fresh at every start. */
+  readonly name: NodeName;
+  readonly facts: NodeFacts;
+  /** Where others reach us; `bytes` is how the address is announced. */
+  readonly address: { readonly socket: SocketAddr; readonly bytes: Uint8Array };
+  /** Delegate protocol min, max, current: 0 0 0 for Docker's, 2 5 4 for serf's. */
+  readonly delegateVersions: readonly [number, number, number];
+  readonly sealing: Sealing;
+  readonly swim: SwimConfig;
+  readonly networkDb?: Partial<NetworkDbConfig>;
+  readonly state: Omit<StateOptions, "node" | "memberName" | "random">;
+  readonly random: Random;
+  /** 12 bytes never given before: AES-GCM breaks when a nonce repeats under one key. */
+  readonly nonce: () => Uint8Array;
+  /** False among serf agents, which would log our NetworkDB messages as errors: then only netagents get them. */
+  readonly tablesForAll?: boolean;
+  readonly shareIdentity?: (identity: Identity) => Identity;
+}
+
+type Stream =
+  | {
+      readonly kind: "accepted";
+      readonly from: SocketAddr;
+      readonly decoder: StreamDecoder;
+      readonly sealing: Sealing;
+    }
+  | {
+      readonly kind: "push-pull";
+      readonly exchange: number;
+      readonly request: Uint8Array;
+      readonly decoder: StreamDecoder;
+    }
+  | {
+      readonly kind: "ping";
+      readonly ping: number;
+      readonly request: Uint8Array;
+      readonly decoder: StreamDecoder;
+    }
+  | {
+      readonly kind: "user";
+      readonly to: NodeName;
+      readonly address: SocketAddr;
+      readonly request: Uint8Array;
+      readonly origin: UserOrigin;
+    };
+type UserOrigin = "networkdb" | "state" | "peer-call";
+
+/** Accepted and dialled streams at one time; more are closed at once. memberlist answers 127 push/pulls at a time. */
+const MAX_STREAMS = 512;
+/** How long a leave waits for NetworkDB's own goodbye before memberlist's. */
+const LEAVE_STEP_MS = 5_000;
+const NO_BYTES = new Uint8Array(0);
+
+/**
+ * One member of the swarm: swim, networkdb and state behind one `handle()`. The only place where they meet, and the
+ * only one that decodes what the network sends: a bad layer is one counted drop.
+ */
+export class GossipNode {
+  readonly name: NodeName;
+  readonly facts: NodeFacts;
+  readonly swim: Swim;
+  readonly networkDb: NetworkDb;
+  readonly state: State;
+  /** Dropped input by reason. */
+  readonly drops = new Map<string, number>();
+  readonly #options: GossipNodeOptions;
+  readonly #calls: PeerCalls;
+  readonly #peers = new Map<string, NodeFacts>();
+  readonly #streams = new Map<number, Stream>();
+  readonly #deadlines = new Deadlines<number>();
+  /** User state that came with a push/pull, until swim says whether the exchange counts. */
+  readonly #userStates = new Map<string, Uint8Array>();
+  #sealing: Sealing;
+  #nextStream = 2;
+  #leaving: { readonly timeoutMs: number } | undefined;
+  #effects: GossipEffect[] = [];
+
+  constructor(options: GossipNodeOptions, now: Instant) {
+    this.#options = options;
+    this.name = options.name;
+    this.facts = options.facts;
+    this.#sealing = options.sealing;
+    this.#calls = new PeerCalls(options.name);
+    this.networkDb = new NetworkDb(
+      {
+        node: options.name,
+        address: options.address.socket,
+        random: options.random,
+        config: networkDbConfig({
+          gossipPayloadBytes: options.swim.udpBufferBytes - packetOverhead(options.sealing) - 6,
+          ...options.networkDb,
+        }),
+      },
+      now,
+    );
+    this.state = new State(
+      { ...options.state, node: options.facts.id, memberName: options.name, random: options.random },
+      now,
+    );
+    this.swim = new Swim({
+      name: options.name,
+      address: { addr: options.address.bytes, port: options.address.socket.port },
+      meta: encodeMetadata(options.facts),
+      vsn: Uint8Array.from([1, 5, 2, ...options.delegateVersions]),
+      config: options.swim,
+      random: options.random,
+      userBroadcasts:
+        options.tablesForAll === false ? { length: 0, take: () => [] } : this.networkDb.clusterBroadcasts,
+      packetOverhead: packetOverhead(options.sealing),
+      ...(options.shareIdentity === undefined ? {} : { shareIdentity: options.shareIdentity }),
+    });
+  }
+
+  handle(input: GossipInput, now: Instant): GossipEffect[] {
+    this.#effects = [];
+    this.#dispatch(input, now);
+    return this.#effects;
+  }
+
+  /** When to call `handle({ type: "wake" })` next. Ask again after every call. */
+  nextWakeup(): Instant | undefined {
+    return earliest(
+      this.swim.nextWakeup(),
+      this.networkDb.nextWakeup(),
+      this.state.nextWakeup(),
+      this.#calls.nextWakeup(),
+      this.#deadlines.earliest(),
+    );
+  }
+
+  /** What a netagent member says about itself; undefined for Docker's and serf's. */
+  peer(name: string): NodeFacts | undefined {
+    return name === this.name ? this.facts : this.#peers.get(name);
+  }
+
+  /** Whether there are keys, and their order: the first one seals. */
+  get keys(): readonly Uint8Array[] {
+    return this.#sealing.keys;
+  }
+
+  #dispatch(input: GossipInput, now: Instant): void {
+    switch (input.type) {
+      case "start":
+        this.#swim({ type: "start" }, now);
+        this.#state(
+          { type: "start", name: this.facts.name, seed: input.seed, unixSeconds: input.unixSeconds },
+          now,
+        );
+        return;
+      case "wake":
+        return this.#wake(now);
+      case "packet":
+        return this.#packet(input.from, input.bytes, now);
+      case "stream-accepted":
+        return this.#accept(input.stream, input.from, now);
+      case "stream-opened":
+        return this.#opened(input.stream);
+      case "stream-data":
+        return this.#read(input.stream, input.bytes, now);
+      case "stream-closed":
+        return this.#closed(input.stream, input.error, now);
+      case "swim":
+        return this.#swim(input.input, now);
+      case "networkdb":
+        return this.#networkDb(input.input, now);
+      case "state":
+        return this.#state(input.input, now);
+      case "leave":
+        this.#leaving = { timeoutMs: input.timeoutMs };
+        return this.#networkDb({ type: "leave" }, now);
+      case "set-keys":
+        this.#sealing = { ...this.#sealing, keys: input.keys };
+        return this.#swim({ type: "packet-overhead", bytes: packetOverhead(this.#sealing) }, now);
+      case "ask-peer":
+        return this.#peerCall(
+          this.#calls.ask(input.to, input.request, input.body, input.timeoutMs, now),
+          now,
+        );
+      case "answer-peer":
+        return this.#peerCall(this.#calls.answer(input.question, input.body), now);
+      default:
+        return unreachable(input);
+    }
+  }
+
+  #wake(now: Instant): void {
+    const due = (at: Instant | undefined): boolean => at !== undefined && at <= now;
+    if (due(this.swim.nextWakeup())) this.#swim({ type: "wake" }, now);
+    if (due(this.networkDb.nextWakeup())) this.#networkDb({ type: "wake" }, now);
+    if (due(this.state.nextWakeup())) this.#state({ type: "wake" }, now);
+    this.#peerCall(this.#calls.wake(now), now);
+    for (const stream of this.#deadlines.takeDue(now)) {
+      this.#effects.push({ type: "close-stream", stream });
+      this.#closed(stream, { code: "ETIMEDOUT", message: "no answer in time" }, now);
+    }
+    if (this.#options.tablesForAll === false) this.#gossipToNetagents(now);
+  }
+
+  #packet(from: SocketAddr, bytes: Uint8Array, now: Instant): void {
+    let decoded: ReturnType<typeof decodePacket>;
+    try {
+      decoded = decodePacket(bytes, this.#sealing);
+    } catch (error) {
+      return this.#dropped(error, "packet");
+    }
+    for (const problem of decoded.problems) this.#dropped(problem, "packet");
+    const users: UserMessage[] = [];
+    for (const message of decoded.messages) if (message.type === "user") users.push(message);
+    if (users.length < decoded.messages.length)
+      this.#swim({ type: "packet", from, messages: decoded.messages }, now);
+    for (const { payload } of users) this.#userMessage(payload, "packet", now);
+  }
+
+  /** NetworkDB's messages are 1 to 6; the larger types are between netagents. */
+  #userMessage(payload: Uint8Array, via: "packet" | "stream", now: Instant): void {
+    switch (networkDbMessageType(payload)) {
+      case STATE_MESSAGE_TYPE:
+        return this.#state({ type: "user-message", bytes: payload, via }, now);
+      case PEER_CALL_MESSAGE_TYPE:
+        try {
+          return this.#peerCall(this.#calls.receive(payload), now);
+        } catch (error) {
+          return this.#dropped(error, "peer call");
+        }
+      default:
+        return this.#networkDb({ type: "user-message", bytes: payload, via }, now);
+    }
+  }
+
+  #accept(stream: number, from: SocketAddr, now: Instant): void {
+    if (this.#streams.size >= MAX_STREAMS) {
+      this.#count("stream: too many");
+      this.#effects.push({ type: "close-stream", stream });
+      return;
+    }
+    const sealing = this.#sealing;
+    this.#streams.set(stream, {
+      kind: "accepted",
+      from,
+      sealing,
+      decoder: new StreamDecoder(sealing, STREAM_LIMITS, "request"),
+    });
+    this.#deadlines.set(stream, after(now, this.#options.swim.tcpTimeoutMs));
+  }
+
+  #opened(stream: number): void {
+    const opened = this.#streams.get(stream);
+    if (opened === undefined || opened.kind === "accepted") return;
+    this.#effects.push({ type: "write-stream", stream, bytes: opened.request });
+    if (opened.kind !== "user") return;
+    // A user message has no answer: written and closed is all there is to know.
+    this.#forgetStream(stream);
+    this.#effects.push({ type: "close-stream", stream });
+  }
+
+  #read(stream: number, bytes: Uint8Array, now: Instant): void {
+    const reading = this.#streams.get(stream);
+    if (reading === undefined || reading.kind === "user") return;
+    let message: StreamMessage | undefined;
+    try {
+      message = reading.decoder.push(bytes);
+    } catch (error) {
+      this.#dropped(error, "stream");
+      if (reading.kind === "accepted") return this.#refuse(stream, reading.sealing, errorText(error));
+      this.#closeStream(stream);
+      return this.#failed(reading, { failure: "rejected", detail: errorText(error) }, now);
+    }
+    if (message === undefined) return;
+    if (reading.kind === "accepted") return this.#request(stream, reading.from, message, now);
+    this.#closeStream(stream);
+    if (message.type === "error")
+      return this.#failed(reading, { failure: "rejected", detail: message.error }, now);
+    if (reading.kind === "push-pull" && message.type === "push-pull") {
+      this.#userStates.set(`exchange ${reading.exchange}`, message.userState);
+      return this.#swim({ type: "push-pull-reply", exchange: reading.exchange, nodes: message.nodes }, now);
+    }
+    if (reading.kind === "ping" && message.type === "ack") {
+      return this.#swim(
+        { type: "stream-ping-result", ping: reading.ping, result: { seqNo: message.seqNo } },
+        now,
+      );
+    }
+    this.#count("stream: unexpected answer");
+    this.#failed(reading, { failure: "rejected", detail: `unexpected ${message.type}` }, now);
+  }
+
+  #request(stream: number, from: SocketAddr, message: StreamMessage, now: Instant): void {
+    switch (message.type) {
+      case "ping":
+        return this.#swim({ type: "stream-ping", stream, from, ping: message }, now);
+      case "push-pull":
+        this.#userStates.set(`stream ${stream}`, message.userState);
+        return this.#swim(
+          { type: "push-pull-request", stream, from, join: message.join, nodes: message.nodes },
+          now,
+        );
+      case "user":
+        this.#closeStream(stream);
+        if (message.payload.length > 0) this.#userMessage(message.payload, "stream", now);
+        return;
+      case "ack":
+      case "error":
+        this.#count("stream: unexpected request");
+        return this.#closeStream(stream);
+      default:
+        return unreachable(message);
+    }
+  }
+
+  #closed(
+    stream: number,
+    error: { readonly code: string; readonly message: string } | undefined,
+    now: Instant,
+  ): void {
+    const closed = this.#streams.get(stream);
+    if (closed === undefined) return;
+    this.#forgetStream(stream);
+    this.#failed(closed, streamFailure(error), now, stream);
+  }
+
+  /** What was asked on this stream will not be answered. */
+  #failed(stream: Stream, failure: StreamFailure, now: Instant, id = 0): void {
+    switch (stream.kind) {
+      case "accepted":
+        this.#userStates.delete(`stream ${id}`);
+        return this.#swim({ type: "stream-gone", stream: id }, now);
+      case "push-pull":
+        return this.#swim({ type: "push-pull-failed", exchange: stream.exchange, failure }, now);
+      case "ping":
+        return this.#swim({ type: "stream-ping-result", ping: stream.ping, result: failure }, now);
+      case "user":
+        if (failure.failure === "refused") this.#swim({ type: "peer-refused", address: stream.address }, now);
+        switch (stream.origin) {
+          case "networkdb":
+            return this.#networkDb({ type: "stream-failed", to: stream.to }, now);
+          case "state":
+            return this.#state({ type: "stream-failed", to: stream.to }, now);
+          case "peer-call":
+            return this.#peerCall(this.#calls.streamFailed(stream.to), now);
+          default:
+            return unreachable(stream.origin);
+        }
+      default:
+        return unreachable(stream);
+    }
+  }
+
+  #swim(input: SwimInput, now: Instant): void {
+    for (const effect of this.swim.handle(input, now)) this.#performSwim(effect, now);
+  }
+
+  #performSwim(effect: SwimEffect, now: Instant): void {
+    switch (effect.type) {
+      case "send":
+        this.#effects.push({
+          type: "send-packet",
+          to: effect.to,
+          bytes: this.#seal(effect.parts, effect.crc),
+        });
+        return;
+      case "push-pull": {
+        const request = this.#encodeStream(this.#pushPull(effect.join, effect.to), "request", this.#sealing);
+        const decoder = new StreamDecoder(this.#sealing, STREAM_LIMITS, "reply");
+        this.#dial(
+          effect.to,
+          { kind: "push-pull", exchange: effect.exchange, request, decoder },
+          effect.timeoutMs,
+          now,
+        );
+        return;
+      }
+      case "abandon-exchange":
+        for (const [id, stream] of this.#streams) {
+          if (stream.kind === "push-pull" && stream.exchange === effect.exchange) this.#closeStream(id);
+        }
+        return;
+      case "push-pull-answer": {
+        const stream = this.#streams.get(effect.stream);
+        if (stream?.kind !== "accepted") return;
+        const bytes = this.#encodeStream(this.#pushPull(effect.join, stream.from), "reply", stream.sealing);
+        this.#effects.push({ type: "write-stream", stream: effect.stream, bytes });
+        return this.#closeStream(effect.stream);
+      }
+      case "push-pull-merged": {
+        const key =
+          "exchange" in effect.source
+            ? `exchange ${effect.source.exchange}`
+            : `stream ${effect.source.stream}`;
+        const userState = this.#userStates.get(key);
+        this.#userStates.delete(key);
+        if (effect.refused === undefined) {
+          if (userState !== undefined && userState.length > 0) {
+            this.#networkDb({ type: "push-pull-state", bytes: userState, join: effect.join }, now);
+          }
+          return;
+        }
+        this.#count("push/pull refused");
+        if ("stream" in effect.source) {
+          const stream = this.#streams.get(effect.source.stream);
+          if (stream?.kind === "accepted") this.#refuse(effect.source.stream, stream.sealing, effect.refused);
+        }
+        return;
+      }
+      case "stream-ping": {
+        const request = this.#encodeStream(effect.message, "request", this.#sealing);
+        const decoder = new StreamDecoder(this.#sealing, STREAM_LIMITS, "reply");
+        return this.#dial(
+          effect.to,
+          { kind: "ping", ping: effect.ping, request, decoder },
+          effect.timeoutMs,
+          now,
+        );
+      }
+      case "stream-ack": {
+        const stream = this.#streams.get(effect.stream);
+        if (stream?.kind !== "accepted") return;
+        const bytes = this.#encodeStream(
+          { type: "ack", seqNo: effect.seqNo, payload: NO_BYTES },
+          "reply",
+          stream.sealing,
+        );
+        this.#effects.push({ type: "write-stream", stream: effect.stream, bytes });
+        return this.#closeStream(effect.stream);
+      }
+      case "close-stream":
+        return this.#closeStream(effect.stream);
+      case "member-joined":
+      case "member-updated":
+        this.#learn(effect.member, effect.type === "member-joined", now);
+        break;
+      case "member-left": {
+        const name = nodeName(effect.member.name);
+        this.#networkDb({ type: "member-left", name, graceful: effect.member.state === "left" }, now);
+        if (this.#peers.has(name)) this.#state({ type: "member-left", name }, now);
+        break;
+      }
+      case "leave-done":
+        this.#leaving = undefined;
+        this.#effects.push({ type: "left" });
+        return;
+      case "meta-announced":
+        return;
+      case "member-suspected":
+      case "member-recovered":
+      case "member-conflict":
+      case "join-result":
+      case "join-done":
+        break;
+      default:
+        return unreachable(effect);
+    }
+    this.#effects.push(effect);
+  }
+
+  /** What a member announces decides what it is told. */
+  #learn(member: Member, joined: boolean, now: Instant): void {
+    const name = nodeName(member.name);
+    if (name === this.name) return;
+    if (joined) this.#networkDb({ type: "member-joined", name, address: member.address }, now);
+    const facts = decodeMetadata(member.meta);
+    if (facts === undefined) {
+      if (this.#peers.delete(name)) this.#state({ type: "member-left", name }, now);
+      return;
+    }
+    this.#peers.set(name, facts);
+    if (facts.capabilities.includes("state")) {
+      this.#state({ type: "member-joined", name, id: facts.id, shown: facts.name }, now);
+    }
+  }
+
+  #networkDb(input: NetworkDbInput, now: Instant): void {
+    for (const effect of this.networkDb.handle(input, now)) {
+      switch (effect.type) {
+        case "send-packet":
+          this.#sendUserPacket(effect.to, effect.payload, now);
+          break;
+        case "send-stream":
+          this.#sendUserStream(effect.to, effect.address, effect.payload, "networkdb", now);
+          break;
+        case "join-member":
+          this.#swim({ type: "join", request: 0, addresses: [effect.address] }, now);
+          break;
+        case "left":
+          if (this.#leaving !== undefined) {
+            this.#swim({ type: "leave", timeoutMs: Math.min(LEAVE_STEP_MS, this.#leaving.timeoutMs) }, now);
+          }
+          break;
+        case "row-changed":
+        case "network-changed":
+        case "network-in-sync":
+        case "refused":
+          this.#effects.push(effect);
+          break;
+        default:
+          unreachable(effect);
+      }
+    }
+  }
+
+  #state(input: StateInput, now: Instant): void {
+    for (const effect of this.state.handle(input, now)) {
+      if (effect.type === "send-packet") this.#sendUserPacket(effect.to, effect.payload, now);
+      else if (effect.type === "send-stream") {
+        const member = this.swim.member(effect.to);
+        if (member === undefined) this.#state({ type: "stream-failed", to: effect.to }, now);
+        else this.#sendUserStream(effect.to, member.address, effect.payload, "state", now);
+      } else this.#effects.push({ type: "state", effect });
+    }
+  }
+
+  #peerCall(effects: readonly PeerCallEffect[], now: Instant): void {
+    for (const effect of effects) {
+      if (effect.type !== "send") {
+        this.#effects.push(effect);
+        continue;
+      }
+      const member = this.swim.member(effect.to);
+      if (member === undefined) this.#peerCall(this.#calls.streamFailed(effect.to), now);
+      else this.#sendUserStream(effect.to, member.address, effect.payload, "peer-call", now);
+    }
+  }
+
+  #sendUserPacket(to: NodeName, payload: Uint8Array, now: Instant): void {
+    this.#swim({ type: "send-user", to, payload }, now);
+  }
+
+  #sendUserStream(
+    to: NodeName,
+    address: SocketAddr,
+    payload: Uint8Array,
+    origin: UserOrigin,
+    now: Instant,
+  ): void {
+    const request = this.#encodeStream({ type: "user", payload }, "request", this.#sealing);
+    this.#dial(address, { kind: "user", to, address, request, origin }, this.#options.swim.tcpTimeoutMs, now);
+  }
+
+  /** Among serf agents: node and network events go straight to the other netagents. */
+  #gossipToNetagents(now: Instant): void {
+    const payloads = this.networkDb.clusterBroadcasts.take(this.#options.swim.udpBufferBytes, 3);
+    for (const payload of payloads)
+      for (const name of this.#peers.keys()) this.#sendUserPacket(nodeName(name), payload, now);
+  }
+
+  #dial(to: SocketAddr, stream: Stream, timeoutMs: number, now: Instant): void {
+    if (this.#streams.size >= MAX_STREAMS) {
+      this.#count("stream: too many");
+      return this.#failed(stream, { failure: "cancelled", detail: "too many streams" }, now);
+    }
+    const id = this.#nextStream;
+    this.#nextStream += 2;
+    this.#streams.set(id, stream);
+    this.#deadlines.set(id, after(now, timeoutMs));
+    this.#effects.push({ type: "open-stream", stream: id, to, timeoutMs });
+  }
+
+  #closeStream(stream: number): void {
+    if (!this.#streams.has(stream)) return;
+    this.#forgetStream(stream);
+    this.#effects.push({ type: "close-stream", stream });
+  }
+
+  #forgetStream(stream: number): void {
+    this.#streams.delete(stream);
+    this.#deadlines.delete(stream);
+  }
+
+  #refuse(stream: number, sealing: Sealing, reason: string): void {
+    const bytes = this.#encodeStream({ type: "error", error: reason }, "reply", sealing);
+    this.#effects.push({ type: "write-stream", stream, bytes });
+    this.#closeStream(stream);
+  }
+
+  #pushPull(join: boolean, peer: SocketAddr): StreamMessage {
+    const userState =
+      this.#options.tablesForAll === false && !this.#isNetagent(peer)
+        ? NO_BYTES
+        : this.networkDb.localState(join);
+    return { type: "push-pull", join, nodes: this.swim.snapshot(), userState };
+  }
+
+  #isNetagent(address: SocketAddr): boolean {
+    for (const name of this.#peers.keys()) if (this.swim.member(name)?.address.ip === address.ip) return true;
+    return false;
+  }
+
+  #seal(parts: readonly Uint8Array[], crc: boolean): Uint8Array {
+    const sealing = this.#sealing;
+    return encodePacket(parts, {
+      sealing,
+      crc,
+      compress: true,
+      ...(sealsOutgoing(sealing) ? { nonce: this.#options.nonce() } : {}),
+    });
+  }
+
+  #encodeStream(message: StreamMessage, direction: "request" | "reply", sealing: Sealing): Uint8Array {
+    const nonce = sealsOutgoing(sealing) ? { nonce: this.#options.nonce() } : {};
+    return encodeStream(message, { sealing, compress: true, direction, ...nonce });
+  }
+
+  #dropped(error: unknown, what: string): void {
+    if (!(error instanceof DecodeError)) throw error;
+    this.#count(`${what}: ${error.format}`);
+  }
+
+  /** Reasons are ours, so their number is bounded. */
+  #count(reason: string): void {
+    this.drops.set(reason, (this.drops.get(reason) ?? 0) + 1);
+  }
+}
+
+function streamFailure(
+  error: { readonly code: string; readonly message: string } | undefined,
+): StreamFailure {
+  if (error === undefined)
+    return { failure: "broken", detail: "the peer closed the connection without an answer" };
+  const failure =
+    error.code === "ECONNREFUSED" ? "refused" : error.code === "ETIMEDOUT" ? "timeout" : "broken";
+  return { failure, detail: error.message };
+}

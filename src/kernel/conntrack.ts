@@ -1,0 +1,98 @@
+/** Deletes what connection tracking remembers of backends that are gone. In process: no `conntrack` program. */
+import type { FlowPurge } from "../mesh/flows.ts";
+import { NetlinkBatch } from "../wire/netlink/message.ts";
+import {
+  CONNTRACK_MESSAGE,
+  type ConntrackEntry,
+  type ConntrackFilter,
+  decodeConntrack,
+  encodeConntrackDelete,
+  encodeConntrackQuery,
+  matchesFilter,
+} from "../wire/nftables/conntrack.ts";
+import { NetlinkSocket, refusal } from "./netlink-socket.ts";
+import type { Netns } from "./netns.ts";
+
+const UDP = 17;
+/** Deletions per netlink datagram. */
+const BATCH = 1024;
+
+/** The connection table of one namespace. */
+export class Conntrack implements Disposable {
+  readonly #socket: NetlinkSocket;
+  readonly #where: string;
+
+  /** In `netns`, or in the namespace of this process. @throws NetError */
+  constructor(netns?: Netns) {
+    this.#where = netns?.path ?? "the host";
+    this.#socket = new NetlinkSocket("netfilter", netns);
+  }
+
+  /** IPv4 entries the filter asks for. @throws NetError */
+  list(filter: ConntrackFilter): ConntrackEntry[] {
+    return this.#socket.dump(
+      `read the connections in ${this.#where}`,
+      { type: CONNTRACK_MESSAGE.get, encode: (out) => encodeConntrackQuery(filter, out) },
+      (message) => {
+        const entry = decodeConntrack(message.payload);
+        return entry !== undefined && matchesFilter(entry, filter) ? entry : undefined;
+      },
+    );
+  }
+
+  /**
+   * Deletes the translated UDP flows to backends that are gone, so that the next packet of each goes to another
+   * one: a client that keeps sending would keep the entry alive for ever. Direct flows to the same address
+   * (without translation) stay. Returns how many were deleted. @throws NetError
+   */
+  purge(purges: readonly FlowPurge[]): number {
+    let deleted = 0;
+    for (const { ip, port } of purges) {
+      const filter = {
+        protocol: UDP,
+        replySource: ip,
+        ...(port === undefined ? {} : { replySourcePort: port }),
+      };
+      deleted += this.delete(this.list(filter).filter((entry) => entry.destinationTranslated));
+    }
+    return deleted;
+  }
+
+  /**
+   * Deletes translated UDP flows to addresses of `inRange` that `isBackend` does not know: after a restart,
+   * nobody remembers which backends went away meanwhile. Reads every UDP entry. Returns how many were deleted.
+   */
+  purgeStrays(
+    inRange: (ip: ConntrackEntry["reply"]["source"]) => boolean,
+    isBackend: (entry: ConntrackEntry) => boolean,
+  ): number {
+    const strays = this.list({ protocol: UDP }).filter(
+      (entry) => entry.destinationTranslated && inRange(entry.reply.source) && !isBackend(entry),
+    );
+    return this.delete(strays);
+  }
+
+  /** Entries that are gone already are not an error. Returns how many there were. @throws NetError */
+  delete(entries: readonly ConntrackEntry[]): number {
+    let deleted = 0;
+    for (let at = 0; at < entries.length; at += BATCH) {
+      const batch = new NetlinkBatch();
+      const part = entries.slice(at, at + BATCH);
+      for (const entry of part)
+        batch.add(CONNTRACK_MESSAGE.delete, 0, (out) => encodeConntrackDelete(entry, out));
+      const failures = this.#socket.transact(batch);
+      const failure = failures.find(({ code }) => code !== "ENOENT");
+      if (failure !== undefined) throw refusal(`delete connections in ${this.#where}`, failure);
+      deleted += part.length - failures.length;
+    }
+    return deleted;
+  }
+
+  close(): void {
+    this.#socket.close();
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+}

@@ -1,0 +1,216 @@
+/** One service's share of every table: depends on that service alone, so it is computed when it changes. */
+import type { EndpointId, NetworkId } from "../base/id.ts";
+import { type IpAddr, ipv4ToNumber, isIpv4 } from "../base/ip.ts";
+import { BACKENDS_MAX, ownedSlots } from "./choice.ts";
+import { nodePort, type NodePort } from "./claims.ts";
+import type { FlowGroup, HostFlow } from "./flows.ts";
+import { ADDRESS_PORTS, ADDRESS_SLOTS, PORTS, SLOTS } from "./host-rules.ts";
+import type { Backend, PublishedPort, Service, VirtualIp } from "./input.ts";
+import { pickIndex } from "./pick-chains.ts";
+import { block } from "./rows.ts";
+import type { BlockGroup, SetDefinition } from "./ruleset.ts";
+import { VIP_SLOTS, VIPS } from "./sandbox-rules.ts";
+
+/** A published port with at least one backend on this node: IPv4 is translated, IPv6 relayed. */
+export interface ServedPort extends NodePort {
+  readonly affinity: Service["affinity"];
+  /** Where the relay connects to: ingress addresses and target ports. */
+  readonly backends: readonly { readonly endpoint: EndpointId; readonly ip: IpAddr; readonly port: number }[];
+}
+
+export interface VipGroup {
+  readonly network: NetworkId;
+  readonly ip: IpAddr;
+  readonly group: BlockGroup;
+}
+
+export interface ServiceBlocks {
+  readonly service: Service;
+  /** Those it won. */
+  readonly ports: readonly PublishedPort[];
+  readonly vips: readonly VirtualIp[];
+  /** Host table; without blocks when it publishes nothing here. */
+  readonly host: BlockGroup;
+  /** Rows of the masked set: backends that must not see the client's address. */
+  readonly masked: readonly number[];
+  readonly vipGroups: readonly VipGroup[];
+  readonly served: readonly ServedPort[];
+  readonly flows: FlowGroup;
+  /** Rows of the targets set by the ingress address of a local backend. */
+  readonly targets: readonly { readonly ip: IpAddr; readonly row: readonly number[] }[];
+}
+
+const PROTOCOL_NUMBERS = { tcp: 6, udp: 17 } as const;
+
+/** `ports` and `vips` are those of the service that no other has. */
+export function serviceBlocks(
+  service: Service,
+  ports: readonly PublishedPort[],
+  vips: readonly VirtualIp[],
+): ServiceBlocks {
+  const keepClient = service.keepClientAddress !== false;
+  const reachable = distinctByIngressIp(service.backends);
+  const usable = usableBackends(reachable);
+  const words = new Map<SetDefinition, number[]>();
+  const into = (set: SetDefinition): number[] => {
+    let list = words.get(set);
+    if (list === undefined) words.set(set, (list = []));
+    return list;
+  };
+  const masked: number[] = [];
+  const served: ServedPort[] = [];
+  for (const port of ports) {
+    const backends =
+      port.mode === "ingress" ? usable : usableBackends(reachable.filter(({ local }) => local));
+    // A host port is published where a backend runs and nowhere else.
+    if (port.mode === "host" && backends.length === 0) continue;
+    if (backends.length > 0) served.push(servedPort(service, port, backends));
+    const { address } = port;
+    if (address !== undefined && !isIpv4(address)) continue;
+    const protocol = PROTOCOL_NUMBERS[port.protocol];
+    const key = [...(address === undefined ? [] : [ipv4ToNumber(address)]), protocol, port.published];
+    into(address === undefined ? PORTS : ADDRESS_PORTS).push(
+      ...key,
+      pickIndex(backends.length, service.affinity),
+    );
+    if (backends.length === 0) continue;
+    const slots = into(address === undefined ? SLOTS : ADDRESS_SLOTS);
+    const addresses = backends.map(({ ingressIp }) => ipv4ToNumber(ingressIp));
+    for (const { slot, owner } of slotsOf(service, backends))
+      slots.push(...key, slot, addresses[owner] ?? 0, port.target);
+    backends.forEach(({ capable }, index) => {
+      if (!keepClient || !capable) masked.push(addresses[index] ?? 0, protocol, port.target);
+    });
+  }
+  return {
+    service,
+    ports,
+    vips,
+    host: { id: service.id, blocks: [...words].map(([set, list]) => block(set, list)) },
+    masked,
+    vipGroups:
+      service.endpointMode === "dnsrr" ? [] : vips.map(({ network, ip }) => vipGroup(service, network, ip)),
+    served,
+    flows: flowGroup(service, ports, reachable),
+    targets: reachable
+      .filter(({ local }) => local)
+      .flatMap(({ ingressIp }) =>
+        ports.map(({ protocol, target }) => ({ ip: ingressIp, row: [PROTOCOL_NUMBERS[protocol], target] })),
+      ),
+  };
+}
+
+/** Whether two states of one service lead to the same blocks. */
+export function sameService(a: Service, b: Service): boolean {
+  return (
+    a.endpointMode === b.endpointMode &&
+    a.affinity === b.affinity &&
+    a.keepClientAddress === b.keepClientAddress &&
+    samePorts(a.ports, b.ports) &&
+    sameVips(a.vips, b.vips) &&
+    sameList(
+      a.backends,
+      b.backends,
+      (one, other) =>
+        one.endpoint === other.endpoint &&
+        one.network === other.network &&
+        one.ip === other.ip &&
+        one.ingressIp === other.ingressIp &&
+        one.state === other.state &&
+        one.capable === other.capable &&
+        one.local === other.local &&
+        one.avoid === other.avoid,
+    )
+  );
+}
+
+export function samePorts(a: readonly PublishedPort[], b: readonly PublishedPort[]): boolean {
+  return sameList(
+    a,
+    b,
+    (one, other) =>
+      one.published === other.published &&
+      one.target === other.target &&
+      one.protocol === other.protocol &&
+      one.address === other.address &&
+      one.mode === other.mode,
+  );
+}
+
+export function sameVips(a: readonly VirtualIp[], b: readonly VirtualIp[]): boolean {
+  return sameList(a, b, (one, other) => one.ip === other.ip && one.network === other.network);
+}
+
+function sameList<T>(a: readonly T[], b: readonly T[], same: (one: T, other: T) => boolean): boolean {
+  return a === b || (a.length === b.length && a.every((one, index) => same(one, b[index] as T)));
+}
+
+function vipGroup(service: Service, network: NetworkId, vip: IpAddr): VipGroup {
+  const key = ipv4ToNumber(vip);
+  const backends = usableBackends(service.backends.filter((backend) => backend.network === network));
+  const blocks = [block(VIPS, [key, pickIndex(backends.length, service.affinity)])];
+  if (backends.length > 0) {
+    const addresses = backends.map(({ ip }) => ipv4ToNumber(ip));
+    const slots = slotsOf(service, backends).flatMap(({ slot, owner }) => [key, slot, addresses[owner] ?? 0]);
+    blocks.push(block(VIP_SLOTS, slots));
+  }
+  // A sandbox on two networks of one service holds two groups of it: their ids must differ.
+  return { network, ip: vip, group: { id: `${service.id}/${network}`, blocks } };
+}
+
+/** Seeded by the service alone: with affinity, all ports of a service lead a client to one backend. */
+function slotsOf(service: Service, backends: readonly Backend[]): ReturnType<typeof ownedSlots> {
+  const names = backends.map(({ endpoint }) => endpoint);
+  return ownedSlots(names, service.id);
+}
+
+/** Ready ones; of those the ones this node trusts; if there is none, what is left. Ascending by endpoint. */
+function usableBackends<B extends Backend>(backends: readonly B[]): B[] {
+  const ready = backends.filter(({ state }) => state === "ready");
+  // All draining: keep using them, a refused client is worse than a late one.
+  const candidates = ready.length > 0 ? ready : [...backends];
+  const trusted = candidates.filter(({ avoid }) => avoid !== true);
+  const usable = trusted.length > 0 ? trusted : candidates;
+  return usable.sort((a, b) => (a.endpoint < b.endpoint ? -1 : 1)).slice(0, BACKENDS_MAX);
+}
+
+/** Draining backends count: their flows go on. */
+function flowGroup(
+  service: Service,
+  ports: readonly PublishedPort[],
+  reachable: readonly ReachableBackend[],
+): FlowGroup {
+  const host: HostFlow[] = [];
+  for (const { ingressIp } of reachable)
+    for (const { protocol, target } of ports) host.push({ protocol, ip: ingressIp, port: target });
+  return { id: service.id, host, vip: service.backends.map(({ network, ip }) => ({ network, ip })) };
+}
+
+type ReachableBackend = Backend & { readonly ingressIp: IpAddr };
+
+/** A task on two networks has two endpoints and one ingress leg: count it once, as the first by endpoint id. */
+function distinctByIngressIp(backends: readonly Backend[]): ReachableBackend[] {
+  const byAddress = new Map<IpAddr, ReachableBackend>();
+  for (const backend of backends) {
+    if (!isReachable(backend)) continue;
+    const other = byAddress.get(backend.ingressIp);
+    if (other === undefined || backend.endpoint < other.endpoint) byAddress.set(backend.ingressIp, backend);
+  }
+  return [...byAddress.values()];
+}
+
+function isReachable(backend: Backend): backend is ReachableBackend {
+  return backend.ingressIp !== undefined;
+}
+
+function servedPort(
+  service: Service,
+  port: PublishedPort,
+  backends: readonly ReachableBackend[],
+): ServedPort {
+  return {
+    ...nodePort(port),
+    affinity: service.affinity,
+    backends: backends.map(({ endpoint, ingressIp }) => ({ endpoint, ip: ingressIp, port: port.target })),
+  };
+}

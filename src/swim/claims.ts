@@ -1,0 +1,277 @@
+import { bytesEqual } from "../base/bytes.ts";
+import { ipFromBytes, subnetContains, type SocketAddr } from "../base/ip.ts";
+import type { Instant } from "../base/time.ts";
+import type { Alive, Dead, Suspect } from "../wire/memberlist/message.ts";
+import type { LeaveReason } from "./boundary.ts";
+import type { Waiting } from "./broadcast-queue.ts";
+import type { Context } from "./context.ts";
+import { makeIdentity, MemberRecord, type Identity } from "./member.ts";
+import { confirmations, suspicionTerms, type Suspicions } from "./suspicion.ts";
+
+/** What became of an alive claim. */
+export type AliveOutcome =
+  | "accepted"
+  /** An incarnation we have had, or about ourselves and true. */
+  | "stale"
+  /** About us and wrong: a higher incarnation of ours is on its way. */
+  | "refuted"
+  /** The name belongs to another address. */
+  | "conflict"
+  /** Malformed, of a wrong version or network, or beyond a bound. */
+  | "refused";
+
+/** How a claim came. */
+export interface Via {
+  /** Place that told us by datagram. */
+  readonly place?: string | undefined;
+  /** Source of that datagram, for the allowed networks. */
+  readonly source?: SocketAddr | undefined;
+  /** Nobody else needs to be told. */
+  readonly quiet?: boolean;
+  /** The old holder of the name is gone for sure: address and incarnation are not questioned. */
+  readonly proven?: boolean;
+}
+
+const NOWHERE: Via = {};
+/** Senders keep to 512; more only wastes memory. */
+const MAX_META_BYTES = 4096;
+const MAX_NAME_LENGTH = 255;
+const MAX_INCARNATION = 0xffff_ffff;
+
+/** Which claim about a member wins (memberlist state.go: aliveNode, suspectNode, deadNode, refute). */
+export class Claims {
+  readonly #context: Context;
+  readonly #suspicions: Suspicions;
+  /** Set by Leave: from then on our own death is not refuted. */
+  leaving = false;
+
+  constructor(context: Context, suspicions: Suspicions) {
+    this.#context = context;
+    this.#suspicions = suspicions;
+  }
+
+  /** This node enters its own list; the claim is not questioned. */
+  announceSelf(now: Instant, waiting?: Waiting): void {
+    const { self, members, queue } = this.#context;
+    if (members.get(self.name) === undefined) {
+      members.add(self);
+      this.#context.emit({ type: "member-joined", member: self, returned: false });
+    }
+    const claim = this.#aliveOf(self);
+    queue.queue(self.name, claim, this.#context.encode(claim), undefined, waiting);
+    self.changedAt = now;
+  }
+
+  /** New metadata of our own, announced under a higher incarnation. */
+  changeMeta(meta: Uint8Array, now: Instant, waiting: Waiting): void {
+    const { self } = this.#context;
+    self.identity = makeIdentity({ ...self.identity, meta });
+    self.incarnation++;
+    this.announceSelf(now, waiting);
+    this.#context.emit({ type: "member-updated", member: self });
+  }
+
+  alive(claim: Alive, now: Instant, via: Via = NOWHERE): AliveOutcome {
+    const context = this.#context;
+    const aboutUs = claim.node === context.self.name;
+    if (aboutUs && this.leaving) return "stale";
+    const port = claim.port === 0 ? context.self.port : claim.port;
+    if (!this.#acceptable(claim, via)) {
+      context.count("claims.refused");
+      return "refused";
+    }
+    let member = context.members.get(claim.node);
+    const returned = member !== undefined;
+    let moved = false;
+    if (member === undefined) {
+      // Incarnations start at 1.
+      if (claim.incarnation === 0) return "stale";
+      if (context.members.size >= context.config.maxMembers) {
+        context.count("claims.refused");
+        return "refused";
+      }
+      member = new MemberRecord(
+        context.shareIdentity(this.#identity(claim, port, undefined)),
+        0,
+        "dead",
+        now,
+      );
+      context.members.add(member);
+    } else if (!member.isAt(claim.addr, port)) {
+      if (aboutUs || !(via.proven === true || this.#mayMove(member, now))) {
+        context.count("claims.conflict");
+        context.emit({ type: "member-conflict", member, claim });
+        return "conflict";
+      }
+      moved = true;
+    }
+    if (aboutUs) {
+      if (claim.incarnation < member.incarnation) return "stale";
+      const same = bytesEqual(claim.meta, member.meta) && bytesEqual(claim.vsn, member.vsn);
+      if (claim.incarnation === member.incarnation && same) return "stale";
+      this.refute(claim.incarnation, now);
+      return "refuted";
+    }
+    if (claim.incarnation <= member.incarnation && !moved && via.proven !== true) {
+      if (via.place !== undefined) context.queue.heardAgain(claim.node, claim, via.place);
+      return "stale";
+    }
+    this.#suspicions.cancel(claim.node);
+    this.#accept(member, claim, port, returned, now, via);
+    return "accepted";
+  }
+
+  /** Whether it changed anything. */
+  suspect(claim: Suspect, now: Instant, via: Via = NOWHERE): boolean {
+    const context = this.#context;
+    const member = context.members.get(claim.node);
+    if (member === undefined || claim.incarnation < member.incarnation) return false;
+    if (this.#suspicions.get(claim.node) !== undefined) {
+      if (!this.#suspicions.confirm(claim.node, claim.from)) {
+        if (via.place !== undefined) context.queue.heardAgain(claim.node, claim, via.place);
+        return false;
+      }
+      context.queue.queue(claim.node, claim, context.encode(claim), via.place);
+      return true;
+    }
+    if (member.state !== "alive") return false;
+    if (member === context.self) {
+      this.refute(claim.incarnation, now);
+      return true;
+    }
+    context.queue.queue(claim.node, claim, context.encode(claim), via.place);
+    member.incarnation = claim.incarnation;
+    context.members.become(member, "suspect", now);
+    const terms = suspicionTerms(context.config, context.members.size);
+    this.#suspicions.start(claim.node, claim.from, terms, now);
+    context.emit({ type: "member-suspected", member, accuser: claim.from });
+    return true;
+  }
+
+  /** Whether it changed anything. `reason` when the verdict is our own. */
+  dead(claim: Dead, now: Instant, via: Via = NOWHERE, reason?: LeaveReason): boolean {
+    const context = this.#context;
+    const member = context.members.get(claim.node);
+    if (member === undefined || claim.incarnation < member.incarnation) return false;
+    this.#suspicions.cancel(claim.node);
+    if (!member.present) {
+      if (via.place !== undefined) context.queue.heardAgain(claim.node, claim, via.place);
+      return false;
+    }
+    const aboutUs = member === context.self;
+    if (aboutUs && !this.leaving) {
+      this.refute(claim.incarnation, now);
+      return true;
+    }
+    const left = claim.from === claim.node;
+    const waiting = aboutUs ? ({ request: 0, what: "leave" } as const) : undefined;
+    context.queue.queue(claim.node, claim, context.encode(claim), via.place, waiting);
+    member.incarnation = claim.incarnation;
+    context.members.become(member, left ? "left" : "dead", now);
+    context.emit({
+      type: "member-left",
+      member,
+      reason: left ? { why: "left" } : (reason ?? { why: "told", accuser: claim.from }),
+    });
+    return true;
+  }
+
+  /** Our verdict on a suspect whose time is up. */
+  timedOut(name: string, now: Instant): void {
+    const suspicion = this.#suspicions.get(name);
+    const member = this.#context.members.get(name);
+    if (suspicion === undefined || member === undefined) return;
+    const confirmed = confirmations(suspicion);
+    this.#context.count("suspicion.timeout");
+    if (confirmed < suspicion.terms.confirmationsWanted) this.#context.count("suspicion.degraded-timeout");
+    this.verdict(member, { why: "timeout", confirmations: confirmed }, now);
+  }
+
+  verdict(member: MemberRecord, reason: LeaveReason, now: Instant): void {
+    const { self } = this.#context;
+    const claim: Dead = { type: "dead", incarnation: member.incarnation, node: member.name, from: self.name };
+    this.dead(claim, now, NOWHERE, reason);
+  }
+
+  /** Outbids an accusation: our incarnation goes above it, and everybody is told. */
+  refute(incarnation: number, now: Instant): void {
+    const context = this.#context;
+    const { self } = context;
+    self.incarnation = Math.min(MAX_INCARNATION, Math.max(self.incarnation, incarnation) + 1);
+    self.changedAt = now;
+    context.awareness.add(1);
+    context.count("claims.refutations");
+    const claim = this.#aliveOf(self);
+    // Under our address, not our name: the next accusation must not push it out of the queue.
+    context.queue.queue(self.address.ip, claim, context.encode(claim), undefined);
+  }
+
+  /** What we say about ourselves. */
+  selfClaim(): Alive {
+    return this.#aliveOf(this.#context.self);
+  }
+
+  #accept(member: MemberRecord, claim: Alive, port: number, returned: boolean, now: Instant, via: Via): void {
+    const context = this.#context;
+    const before = member.state;
+    const oldMeta = member.meta;
+    const sameMeta = bytesEqual(oldMeta, claim.meta);
+    if (!sameMeta || !member.isAt(claim.addr, port) || !sameVersions(member, claim)) {
+      member.identity = context.shareIdentity(this.#identity(claim, port, member));
+    }
+    member.incarnation = claim.incarnation;
+    if (before !== "alive") context.members.become(member, "alive", now);
+    if (via.quiet !== true) {
+      const told = claim.port === port ? claim : { ...claim, port };
+      context.queue.queue(claim.node, told, context.encode(told), via.place);
+    }
+    if (before === "dead" || before === "left") context.emit({ type: "member-joined", member, returned });
+    else {
+      if (before === "suspect") context.emit({ type: "member-recovered", member });
+      if (!sameMeta) context.emit({ type: "member-updated", member });
+    }
+  }
+
+  #aliveOf(member: MemberRecord): Alive {
+    return {
+      type: "alive",
+      incarnation: member.incarnation,
+      node: member.name,
+      addr: member.addr,
+      port: member.port,
+      meta: member.meta,
+      vsn: member.vsn,
+    };
+  }
+
+  #identity(claim: Alive, port: number, known: Identity | MemberRecord | undefined): Identity {
+    // Versions shorter than six cannot be used; what was known stays.
+    const vsn = claim.vsn.length >= 6 ? claim.vsn.subarray(0, 6) : (known?.vsn ?? new Uint8Array(0));
+    return makeIdentity({ name: claim.node, addr: claim.addr, port, meta: claim.meta, vsn });
+  }
+
+  #mayMove(member: MemberRecord, now: Instant): boolean {
+    const reclaimMs = this.#context.config.deadNodeReclaimMs;
+    return (
+      member.state === "left" ||
+      (member.state === "dead" && reclaimMs > 0 && now - member.changedAt > reclaimMs)
+    );
+  }
+
+  #acceptable(claim: Alive, via: Via): boolean {
+    if (claim.node.length === 0 || claim.node.length > MAX_NAME_LENGTH) return false;
+    if (claim.addr.length !== 4 && claim.addr.length !== 16) return false;
+    if (claim.meta.length > MAX_META_BYTES) return false;
+    const [min = 0, max = 0] = claim.vsn;
+    if (claim.vsn.length >= 3 && (min === 0 || max === 0 || min > max)) return false;
+    const networks = this.#context.config.allowedNetworks;
+    if (networks.length === 0) return true;
+    const ip = ipFromBytes(claim.addr);
+    const inside = (from: typeof ip): boolean => networks.some((network) => subnetContains(network, from));
+    return inside(ip) && (via.source === undefined || inside(via.source.ip));
+  }
+}
+
+function sameVersions(member: MemberRecord, claim: Alive): boolean {
+  return claim.vsn.length < 6 || bytesEqual(member.vsn, claim.vsn);
+}

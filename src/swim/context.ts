@@ -1,0 +1,135 @@
+import type { SocketAddr } from "../base/ip.ts";
+import type { Random } from "../base/random.ts";
+import { encodeMessage, type MemberlistMessage, type Ping } from "../wire/memberlist/message.ts";
+import { Awareness } from "./awareness.ts";
+import type { SwimEffect, UserBroadcasts } from "./boundary.ts";
+import { BroadcastQueue } from "./broadcast-queue.ts";
+import type { SwimConfig } from "./config.ts";
+import { MemberTable, understandsCrc, type Identity, type MemberRecord } from "./member.ts";
+import { RoundTrips } from "./rtt.ts";
+
+/** Length byte pairs of a compound, and its head: 07 and the count. */
+const COMPOUND_HEAD_BYTES = 2;
+const COMPOUND_PART_BYTES = 2;
+/** A part's length, and the type byte of a user message. */
+const USER_PART_BYTES = 3;
+/** Members before 2020 miscompute the length table of a compound of 128 parts and more. */
+const MAX_PARTS = 127;
+const USER_TYPE = 8;
+
+export interface ContextOptions {
+  readonly self: MemberRecord;
+  readonly config: SwimConfig;
+  readonly random: Random;
+  readonly userBroadcasts: UserBroadcasts;
+  readonly packetOverhead: number;
+  readonly shareIdentity: (identity: Identity) => Identity;
+  readonly encode?: (message: MemberlistMessage) => Uint8Array;
+}
+
+/** What the parts of one node share: settings, tables, and the way out. */
+export class Context {
+  readonly config: SwimConfig;
+  readonly random: Random;
+  readonly self: MemberRecord;
+  readonly members: MemberTable;
+  readonly queue: BroadcastQueue;
+  readonly userBroadcasts: UserBroadcasts;
+  readonly awareness: Awareness;
+  readonly roundTrips = new RoundTrips();
+  readonly shareIdentity: (identity: Identity) => Identity;
+  readonly encode: (message: MemberlistMessage) => Uint8Array;
+  readonly counters: Record<string, number> = {};
+  packetOverhead: number;
+  #effects: SwimEffect[] = [];
+  #seqNo = 0;
+
+  constructor(options: ContextOptions) {
+    this.config = options.config;
+    this.random = options.random;
+    this.self = options.self;
+    this.members = new MemberTable(options.random);
+    this.queue = new BroadcastQueue(options.config);
+    this.userBroadcasts = options.userBroadcasts;
+    this.awareness = new Awareness(options.config.awarenessMaxMultiplier);
+    this.packetOverhead = options.packetOverhead;
+    this.shareIdentity = options.shareIdentity;
+    this.encode = options.encode ?? encodeMessage;
+  }
+
+  emit(effect: SwimEffect): void {
+    this.#effects.push(effect);
+  }
+
+  takeEffects(): SwimEffect[] {
+    const effects = this.#effects;
+    this.#effects = [];
+    return effects;
+  }
+
+  count(name: string, by = 1): void {
+    this.counters[name] = (this.counters[name] ?? 0) + by;
+  }
+
+  /** 1 … 2³² − 1, then again from 1: shared by all pings of this node, so that an ack names one. */
+  nextSeqNo(): number {
+    this.#seqNo = this.#seqNo >= 0xffff_ffff ? 1 : this.#seqNo + 1;
+    return this.#seqNo;
+  }
+
+  ping(seqNo: number, node: string): Ping {
+    return {
+      type: "ping",
+      seqNo,
+      node,
+      sourceAddr: this.self.addr,
+      sourcePort: this.self.port,
+      sourceNode: this.self.name,
+    };
+  }
+
+  /** A message with gossip riding behind it, as far as there is room. */
+  send(to: SocketAddr, place: string, message: MemberlistMessage): void {
+    const carrier = this.encode(message);
+    const parts = [carrier, ...this.gossipParts(carrier.length + COMPOUND_PART_BYTES, place)];
+    this.emit({ type: "send", to, parts, crc: false });
+  }
+
+  /** Just these messages in one packet. */
+  sendBare(to: SocketAddr, messages: readonly MemberlistMessage[], crc: boolean): void {
+    this.emit({ type: "send", to, parts: messages.map((message) => this.encode(message)), crc });
+  }
+
+  /** A gossip packet, unless the member knows all there is to tell. */
+  sendGossip(member: MemberRecord): void {
+    const parts = this.gossipParts(0, member.identity.place);
+    if (parts.length === 0) return;
+    const crc = understandsCrc(member);
+    for (let at = 0; at < parts.length; at += MAX_PARTS) {
+      this.emit({ type: "send", to: member.address, parts: parts.slice(at, at + MAX_PARTS), crc });
+    }
+    this.count("gossip.packets");
+  }
+
+  /** Membership broadcasts first, then the application's, for what a packet already carrying `usedBytes` has left. */
+  gossipParts(usedBytes: number, place: string): Uint8Array[] {
+    const budget = this.config.udpBufferBytes - COMPOUND_HEAD_BYTES - this.packetOverhead - usedBytes;
+    const parts = this.queue.take(budget, COMPOUND_PART_BYTES, this.members.size, place);
+    if (this.userBroadcasts.length === 0) return usedBytes > 0 ? parts.slice(0, MAX_PARTS - 1) : parts;
+    let left = budget;
+    for (const part of parts) left -= part.length + COMPOUND_PART_BYTES;
+    if (left > USER_PART_BYTES) {
+      for (const payload of this.userBroadcasts.take(left, USER_PART_BYTES, this.members.size)) {
+        parts.push(userMessage(payload));
+      }
+    }
+    return usedBytes > 0 ? parts.slice(0, MAX_PARTS - 1) : parts;
+  }
+}
+
+export function userMessage(payload: Uint8Array): Uint8Array {
+  const bytes = new Uint8Array(1 + payload.length);
+  bytes[0] = USER_TYPE;
+  bytes.set(payload, 1);
+  return bytes;
+}

@@ -1,0 +1,315 @@
+import { formatSocketAddr, type SocketAddr } from "../base/ip.ts";
+import { after, earliest, type Instant } from "../base/time.ts";
+import type { PushPullNode } from "../wire/memberlist/stream.ts";
+import type { StreamFailure } from "./boundary.ts";
+import type { Claims, Via } from "./claims.ts";
+import type { Context } from "./context.ts";
+import type { MemberRecord } from "./member.ts";
+import { aliveClaim, mergeNodes, versionConflict, type Disputed } from "./push-pull.ts";
+
+/** Answers kept back at a time, and exchanges of our own besides joins. Protects memory and sockets. */
+const MAX_ANSWERS = 127;
+const MAX_REFRESHES = 8;
+const UNSCALED_MEMBERS = 32;
+/** A stranger that pings us has so long to become known by gossip. */
+const STRANGER_PATIENCE_MS = 3_000;
+/** Until the first exchange: what gossip alone tells a newcomer is only news, never the whole. */
+const FIRST_EXCHANGE_MS = 2_000;
+
+interface Exchange {
+  readonly purpose: "periodic" | "join" | "reconnect" | "refresh";
+  readonly address: SocketAddr;
+  readonly join: boolean;
+  /** Of the join it belongs to. */
+  readonly request: number | undefined;
+  /** Broadcasts queued up to here are in what we send. */
+  readonly sequence: number;
+  /** We knew nobody yet: what we learn need not be passed on, as there is nobody it could be news to. */
+  readonly fresh: boolean;
+}
+
+interface Join {
+  readonly waiting: SocketAddr[];
+  readonly underWay: Set<number>;
+  joined: number;
+}
+
+export interface ExchangeEnd {
+  readonly address: SocketAddr;
+  readonly disputed: readonly Disputed[];
+  readonly refused: boolean;
+}
+
+/**
+ * Exchanges of the whole state: periodic ones, joins, and the answers to others (memberlist state.go, pushPull;
+ * memberlist.go, Join).
+ *
+ * Beyond memberlist: joins run in parallel and can be cancelled; join requests that come close together are
+ * answered together, each answer listing all of them, so that a storm of joins needs hardly any gossip.
+ */
+export class Exchanges {
+  readonly #context: Context;
+  readonly #claims: Claims;
+  readonly #exchanges = new Map<number, Exchange>();
+  readonly #joins = new Map<number, Join>();
+  #nextId = 1;
+  #nextPeriodicAt: Instant | undefined;
+  #exchanged = false;
+  #stranger: { readonly name: string; readonly address: SocketAddr; readonly dueAt: Instant } | undefined;
+  /** Streams waiting for the answer of their batch. */
+  readonly #answers = new Map<number, { readonly join: boolean; readonly place: string | undefined }>();
+  #batchSince: Instant | undefined;
+  #batchDueAt: Instant | undefined;
+
+  constructor(context: Context, claims: Claims) {
+    this.#context = context;
+    this.#claims = claims;
+  }
+
+  start(now: Instant): void {
+    const { pushPullIntervalMs } = this.#context.config;
+    const randomMs = this.#context.random.next() * pushPullIntervalMs;
+    this.#nextPeriodicAt = after(now, this.#impatient() ? FIRST_EXCHANGE_MS : randomMs + this.#periodMs());
+  }
+
+  nextWakeup(): Instant | undefined {
+    return earliest(this.#nextPeriodicAt, this.#batchDueAt, this.#stranger?.dueAt);
+  }
+
+  wake(now: Instant): void {
+    if (this.#batchDueAt !== undefined && now >= this.#batchDueAt) this.#answerBatch();
+    if (this.#stranger !== undefined && now >= this.#stranger.dueAt) {
+      const { name, address } = this.#stranger;
+      this.#stranger = undefined;
+      if (this.#context.members.get(name) === undefined) this.#open("refresh", address, false, undefined);
+    }
+    if (this.#nextPeriodicAt !== undefined && now >= this.#nextPeriodicAt) {
+      this.#nextPeriodicAt = after(now, this.#periodMs());
+      const { members, self } = this.#context;
+      const [partner] = members.pick(1, (member) => member.state === "alive" && member !== self);
+      if (partner !== undefined) this.#open("periodic", partner.address, false, undefined);
+    }
+  }
+
+  /** A join under the number of one still under way adds to it. */
+  join(request: number, addresses: readonly SocketAddr[]): void {
+    const join = this.#joins.get(request);
+    if (join === undefined)
+      this.#joins.set(request, { waiting: [...addresses], underWay: new Set(), joined: 0 });
+    else join.waiting.push(...addresses);
+    this.#continueJoin(request);
+  }
+
+  cancelJoin(request: number): void {
+    const join = this.#joins.get(request);
+    if (join === undefined) return;
+    const failure: StreamFailure = { failure: "cancelled", detail: "the join was cancelled" };
+    for (const exchange of join.underWay) {
+      const address = this.#exchanges.get(exchange)?.address;
+      this.#exchanges.delete(exchange);
+      this.#context.emit({ type: "abandon-exchange", exchange });
+      if (address !== undefined) this.#context.emit({ type: "join-result", request, address, failure });
+    }
+    for (const address of join.waiting) {
+      this.#context.emit({ type: "join-result", request, address, failure });
+    }
+    join.underWay.clear();
+    join.waiting.length = 0;
+    this.#continueJoin(request);
+  }
+
+  /** A dead member answered: one exchange brings both sides together. One at a time. */
+  reconnect(address: SocketAddr): void {
+    for (const exchange of this.#exchanges.values()) if (exchange.purpose === "reconnect") return;
+    this.#context.count("reconnect.exchanges");
+    this.#open("reconnect", address, true, undefined);
+  }
+
+  /**
+   * Somebody we do not know pings us by name, so its list has us and ours lacks it: gossip tells everybody news,
+   * and nobody what is old to the teller. One at a time.
+   */
+  stranger(name: string, address: SocketAddr, now: Instant): void {
+    if (this.#stranger !== undefined && this.#stranger.name !== name) return;
+    this.#stranger ??= { name, address, dueAt: after(now, STRANGER_PATIENCE_MS) };
+  }
+
+  /** A suspect answered us, yet its refutation has not come: fetch it. */
+  refresh(member: MemberRecord): void {
+    let running = 0;
+    for (const { purpose, address } of this.#exchanges.values()) {
+      if (purpose !== "refresh") continue;
+      running++;
+      if (address === member.address) return;
+    }
+    if (running < MAX_REFRESHES) this.#open("refresh", member.address, false, undefined);
+  }
+
+  reply(id: number, nodes: readonly PushPullNode[], now: Instant): ExchangeEnd | undefined {
+    const exchange = this.#exchanges.get(id);
+    if (exchange === undefined) return undefined;
+    this.#exchanges.delete(id);
+    const { address, join } = exchange;
+    const place = formatSocketAddr(address);
+    const refused = versionConflict(this.#context.members, nodes);
+    let disputed: readonly Disputed[] = [];
+    if (refused === undefined) {
+      this.#firstExchange(now);
+      const via: Via = { place, quiet: exchange.fresh && this.#wasBatched(nodes) };
+      disputed = mergeNodes(this.#context, this.#claims, nodes, via, now);
+      this.#context.queue.synced(place, exchange.sequence);
+      if (exchange.request !== undefined) this.#introduce(exchange.request, nodes);
+    }
+    this.#context.emit({ type: "push-pull-merged", source: { exchange: id }, join, refused });
+    this.#context.count(refused === undefined ? "push-pull.ok" : "push-pull.refused");
+    const failure: StreamFailure | undefined =
+      refused === undefined ? undefined : { failure: "rejected", detail: refused };
+    this.#endJoin(exchange, id, failure);
+    return { address, disputed, refused: false };
+  }
+
+  failed(id: number, failure: StreamFailure): ExchangeEnd | undefined {
+    const exchange = this.#exchanges.get(id);
+    if (exchange === undefined) return undefined;
+    this.#exchanges.delete(id);
+    this.#context.count("push-pull.failed");
+    this.#endJoin(exchange, id, failure);
+    return { address: exchange.address, disputed: [], refused: failure.failure === "refused" };
+  }
+
+  /** The server's side. The entry of the requester itself, when it can be told from the others. */
+  request(
+    stream: number,
+    from: SocketAddr,
+    join: boolean,
+    nodes: readonly PushPullNode[],
+    now: Instant,
+  ): { readonly disputed: readonly Disputed[]; readonly requester: MemberRecord | undefined } {
+    const refused = versionConflict(this.#context.members, nodes);
+    let disputed: readonly Disputed[] = [];
+    let requester: MemberRecord | undefined;
+    if (refused === undefined) {
+      this.#firstExchange(now);
+      const only = nodes.length === 1 ? nodes[0] : undefined;
+      disputed = mergeNodes(this.#context, this.#claims, nodes, {}, now);
+      const named = only === undefined ? undefined : this.#context.members.get(only.name);
+      requester = named?.address.ip === from.ip ? named : undefined;
+    }
+    this.#answer(stream, join, requester?.identity.place, now);
+    this.#context.emit({ type: "push-pull-merged", source: { stream }, join, refused });
+    this.#context.count(refused === undefined ? "push-pull.served" : "push-pull.refused");
+    return { disputed, requester };
+  }
+
+  /** The requester hung up. */
+  gone(stream: number): void {
+    this.#answers.delete(stream);
+  }
+
+  #answer(stream: number, join: boolean, place: string | undefined, now: Instant): void {
+    const { joinBatchMs, joinBatchMaxMs } = this.#context.config;
+    this.#answers.set(stream, { join, place });
+    if (!join || joinBatchMs === 0) return this.#answerOne(stream);
+    this.#batchSince ??= now;
+    const latest = after(this.#batchSince, joinBatchMaxMs);
+    const quiet = after(now, joinBatchMs);
+    this.#batchDueAt = quiet < latest ? quiet : latest;
+    if (this.#answers.size >= MAX_ANSWERS) this.#answerBatch();
+  }
+
+  #answerBatch(): void {
+    this.#batchDueAt = undefined;
+    this.#batchSince = undefined;
+    for (const stream of [...this.#answers.keys()]) this.#answerOne(stream);
+  }
+
+  #answerOne(stream: number): void {
+    const answer = this.#answers.get(stream);
+    if (answer === undefined) return;
+    this.#answers.delete(stream);
+    this.#context.emit({ type: "push-pull-answer", stream, join: answer.join });
+    if (answer.place !== undefined) this.#context.queue.synced(answer.place, this.#context.queue.sequence);
+  }
+
+  #open(
+    purpose: Exchange["purpose"],
+    address: SocketAddr,
+    join: boolean,
+    request: number | undefined,
+  ): number {
+    const { members, self, queue, config } = this.#context;
+    const id = this.#nextId++;
+    const fresh = members.alive === (self.state === "alive" ? 1 : 0);
+    this.#exchanges.set(id, { purpose, address, join, request, sequence: queue.sequence, fresh });
+    this.#context.emit({
+      type: "push-pull",
+      exchange: id,
+      to: address,
+      join,
+      timeoutMs: config.tcpTimeoutMs,
+    });
+    return id;
+  }
+
+  #continueJoin(request: number): void {
+    const join = this.#joins.get(request);
+    if (join === undefined) return;
+    while (join.underWay.size < this.#context.config.parallelJoins) {
+      const address = join.waiting.shift();
+      if (address === undefined) break;
+      join.underWay.add(this.#open("join", address, true, request));
+    }
+    if (join.underWay.size > 0) return;
+    this.#joins.delete(request);
+    this.#context.emit({ type: "join-done", request, joined: join.joined });
+  }
+
+  #endJoin(exchange: Exchange, id: number, failure: StreamFailure | undefined): void {
+    const { request, address } = exchange;
+    const join = request === undefined ? undefined : this.#joins.get(request);
+    if (request === undefined || join === undefined) return;
+    join.underWay.delete(id);
+    if (failure === undefined) join.joined++;
+    this.#context.emit({ type: "join-result", request, address, failure });
+    this.#continueJoin(request);
+  }
+
+  #impatient(): boolean {
+    return !this.#exchanged && this.#context.config.reconnectIntervalMs > 0;
+  }
+
+  /** From now on at the ordinary pace. */
+  #firstExchange(now: Instant): void {
+    if (this.#exchanged) return;
+    this.#exchanged = true;
+    this.start(now);
+  }
+
+  /** The answer lists us: it was made after our request was merged, for everybody who asked with us. */
+  #wasBatched(nodes: readonly PushPullNode[]): boolean {
+    const { self, config } = this.#context;
+    return config.joinBatchMs > 0 && nodes.some((node) => node.name === self.name);
+  }
+
+  /** Seeds of one join may be strangers to each other: those that a later one lacks are gossiped after all. */
+  #introduce(request: number, nodes: readonly PushPullNode[]): void {
+    const join = this.#joins.get(request);
+    if (join === undefined || join.joined === 0) return;
+    const { members, self, queue } = this.#context;
+    const listed = new Set(nodes.map((node) => node.name));
+    for (const member of members) {
+      if (member.state !== "alive" || member === self || listed.has(member.name)) continue;
+      const claim = aliveClaim(member);
+      queue.queue(member.name, claim, this.#context.encode(claim), undefined);
+    }
+  }
+
+  /** Larger clusters exchange less often: their state is larger, and more pairs exchange (util.go, pushPullScale). */
+  #periodMs(): number {
+    if (this.#impatient()) return FIRST_EXCHANGE_MS * (0.8 + 0.4 * this.#context.random.next());
+    const size = this.#context.members.size;
+    const { pushPullIntervalMs } = this.#context.config;
+    if (size <= UNSCALED_MEMBERS) return pushPullIntervalMs;
+    return pushPullIntervalMs * (Math.ceil(Math.log2(size) - Math.log2(UNSCALED_MEMBERS)) + 1);
+  }
+}

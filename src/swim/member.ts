@@ -1,0 +1,218 @@
+import { bytesEqual } from "../base/bytes.ts";
+import { formatSocketAddr, ipFromBytes, type SocketAddr } from "../base/ip.ts";
+import { randomInt, shuffle, type Random } from "../base/random.ts";
+import type { Instant } from "../base/time.ts";
+
+/** Left: of its own will. Dead: found out. Both are gone, and a suspect is still here. */
+export type MemberState = "alive" | "suspect" | "dead" | "left";
+
+/** A member as this node knows it. */
+export interface Member {
+  readonly name: string;
+  /** Exactly as its owner announced it, 4 or 16 bytes: members compare these byte for byte. */
+  readonly addr: Uint8Array;
+  readonly port: number;
+  /** The two above, for sending. */
+  readonly address: SocketAddr;
+  readonly meta: Uint8Array;
+  /** Protocol min, max, current; delegate min, max, current. Empty when it never said. */
+  readonly vsn: Uint8Array;
+  readonly incarnation: number;
+  readonly state: MemberState;
+  readonly changedAt: Instant;
+}
+
+/**
+ * What a member says about itself. Immutable, so that equal ones can be one object: thousands of nodes in one
+ * process (the simulator) then share them.
+ */
+export interface Identity {
+  readonly name: string;
+  readonly addr: Uint8Array;
+  readonly port: number;
+  readonly meta: Uint8Array;
+  readonly vsn: Uint8Array;
+  readonly address: SocketAddr;
+  /** `address` as text: names the place in maps. */
+  readonly place: string;
+}
+
+/** Copies what it keeps. @throws DecodeError when `addr` is neither 4 nor 16 bytes. */
+export function makeIdentity(claim: {
+  readonly name: string;
+  readonly addr: Uint8Array;
+  readonly port: number;
+  readonly meta: Uint8Array;
+  readonly vsn: Uint8Array;
+}): Identity {
+  const address = { ip: ipFromBytes(claim.addr), port: claim.port };
+  return {
+    name: claim.name,
+    addr: claim.addr.slice(),
+    port: claim.port,
+    meta: claim.meta.slice(),
+    vsn: claim.vsn.slice(),
+    address,
+    place: formatSocketAddr(address),
+  };
+}
+
+/** The mutable record behind `Member`; only `claims.ts` and `MemberTable` write to it. */
+export class MemberRecord implements Member {
+  identity: Identity;
+  incarnation: number;
+  state: MemberState;
+  changedAt: Instant;
+
+  constructor(identity: Identity, incarnation: number, state: MemberState, now: Instant) {
+    this.identity = identity;
+    this.incarnation = incarnation;
+    this.state = state;
+    this.changedAt = now;
+  }
+
+  get name(): string {
+    return this.identity.name;
+  }
+  get addr(): Uint8Array {
+    return this.identity.addr;
+  }
+  get port(): number {
+    return this.identity.port;
+  }
+  get address(): SocketAddr {
+    return this.identity.address;
+  }
+  get meta(): Uint8Array {
+    return this.identity.meta;
+  }
+  get vsn(): Uint8Array {
+    return this.identity.vsn;
+  }
+  /** Alive or suspect: counted on. */
+  get present(): boolean {
+    return this.state === "alive" || this.state === "suspect";
+  }
+  /** The newest protocol it understands: 3 TCP pings, 4 nacks, 5 checksums. */
+  get protocolMax(): number {
+    return this.identity.vsn[1] ?? 0;
+  }
+
+  /** Byte for byte, as memberlist compares. */
+  isAt(addr: Uint8Array, port: number): boolean {
+    return this.identity.port === port && bytesEqual(this.identity.addr, addr);
+  }
+}
+
+/** All members by name, and the same in probing order. Its size is the N of every formula. */
+export class MemberTable {
+  readonly #byName = new Map<string, MemberRecord>();
+  readonly #order: MemberRecord[] = [];
+  readonly #random: Random;
+  #alive = 0;
+  #turn = 0;
+
+  constructor(random: Random) {
+    this.#random = random;
+  }
+
+  /** Members in state alive, this node included. */
+  get alive(): number {
+    return this.#alive;
+  }
+
+  get size(): number {
+    return this.#order.length;
+  }
+
+  get(name: string): MemberRecord | undefined {
+    return this.#byName.get(name);
+  }
+
+  at(index: number): MemberRecord | undefined {
+    return this.#order[index];
+  }
+
+  [Symbol.iterator](): Iterator<MemberRecord> {
+    return this.#order.values();
+  }
+
+  /** Puts it at a random place, so that no joining order shows in the probing order. */
+  add(member: MemberRecord): void {
+    this.#byName.set(member.name, member);
+    if (member.state === "alive") this.#alive++;
+    const last = this.#order.push(member) - 1;
+    this.#swap(last, randomInt(this.#random, this.#order.length));
+  }
+
+  become(member: MemberRecord, state: MemberState, now: Instant): void {
+    if (member.state === "alive") this.#alive--;
+    if (state === "alive") this.#alive++;
+    member.state = state;
+    member.changedAt = now;
+  }
+
+  shuffle(): void {
+    shuffle(this.#random, this.#order);
+  }
+
+  /** Removes and returns those that `gone` names. */
+  drop(gone: (member: MemberRecord) => boolean): MemberRecord[] {
+    const dropped: MemberRecord[] = [];
+    let kept = 0;
+    for (const member of this.#order) {
+      if (gone(member)) {
+        this.#byName.delete(member.name);
+        if (member.state === "alive") this.#alive--;
+        dropped.push(member);
+      } else this.#order[kept++] = member;
+    }
+    this.#order.length = kept;
+    return dropped;
+  }
+
+  /**
+   * Up to `count` different members that `fits`, at random: drawn with replacement in a long list, in which a
+   * handful of misses cost less than a copy; a short list is shuffled, lest the draws miss somebody.
+   */
+  pick(count: number, fits: (member: MemberRecord) => boolean): MemberRecord[] {
+    const size = this.#order.length;
+    const picked: MemberRecord[] = [];
+    if (size <= 3 * count) {
+      for (const member of shuffle(this.#random, [...this.#order])) {
+        if (picked.length >= count) break;
+        if (fits(member)) picked.push(member);
+      }
+      return picked;
+    }
+    for (let draws = 0; draws < 3 * size && picked.length < count; draws++) {
+      const member = this.#order[randomInt(this.#random, size)];
+      if (member !== undefined && fits(member) && !picked.includes(member)) picked.push(member);
+    }
+    return picked;
+  }
+
+  /** Up to `count` members that `fits`, in turn: the same one comes again only after all others. */
+  nextInTurn(count: number, fits: (member: MemberRecord) => boolean): MemberRecord[] {
+    const picked: MemberRecord[] = [];
+    for (let seen = 0; seen < this.#order.length && picked.length < count; seen++) {
+      this.#turn = (this.#turn + 1) % this.#order.length;
+      const member = this.#order[this.#turn];
+      if (member !== undefined && fits(member)) picked.push(member);
+    }
+    return picked;
+  }
+
+  #swap(i: number, j: number): void {
+    const a = this.#order[i];
+    const b = this.#order[j];
+    if (a === undefined || b === undefined) return;
+    this.#order[i] = b;
+    this.#order[j] = a;
+  }
+}
+
+/** Whether its packets may carry a checksum. */
+export function understandsCrc(member: MemberRecord): boolean {
+  return member.protocolMax >= 5;
+}

@@ -1,0 +1,158 @@
+import { ByteReader, ByteWriter, concatBytes, fromHex } from "../../src/base/bytes.ts";
+import { DecodeError } from "../../src/base/error.ts";
+import { decodeArp, encodeArp } from "../../src/wire/arp.ts";
+import { decodeEthernetHeader, encodeEthernetHeader } from "../../src/wire/ethernet.ts";
+import { decodeIpv4Header, encodeIpv4Header } from "../../src/wire/ipv4.ts";
+import { lzwCompress, lzwDecompress } from "../../src/wire/lzw.ts";
+import { decodeMessage, encodeMessage } from "../../src/wire/memberlist/message.ts";
+import { decodePacket } from "../../src/wire/memberlist/packet.ts";
+import { UNSEALED, type Sealing } from "../../src/wire/memberlist/seal.ts";
+import {
+  decodeSerfCoordinate,
+  decodeSerfMessage,
+  decodeSerfTags,
+  decodeSerfUserState,
+  encodeSerfCoordinate,
+  encodeSerfMessage,
+  encodeSerfTags,
+  encodeSerfUserState,
+} from "../../src/wire/memberlist/serf.ts";
+import {
+  encodeStreamMessage,
+  STREAM_LIMITS,
+  StreamDecoder,
+  type StreamDirection,
+  type StreamMessage,
+} from "../../src/wire/memberlist/stream.ts";
+import { decodeUdp, encodeUdp } from "../../src/wire/udp.ts";
+import { decodeVxlanHeader, encodeVxlanHeader } from "../../src/wire/vxlan.ts";
+import { loadVectors } from "../vectors/load.ts";
+import { fuzzTarget, type FuzzTarget } from "./target.ts";
+
+/** Large vectors slow the fuzzer down and show nothing that small ones do not. */
+const MAX_CORPUS_BYTES = 2000;
+
+const memberlist = loadVectors<{ carrier: string; hex: string; key?: string; label?: string }>(
+  "memberlist.jsonl",
+);
+
+/** Every decoder of bytes from outside. A new decoder in `src/wire` gets an entry here. */
+export const FUZZ_TARGETS: readonly FuzzTarget[] = [
+  fuzzTarget({
+    name: "memberlist message",
+    corpus: corpusOf((vector) => vector.carrier === "packet" && /^(0[0-58b]|0d)/.test(vector.hex)),
+    decode: decodeMessage,
+    encode: encodeMessage,
+  }),
+  fuzzTarget({
+    name: "memberlist packet",
+    corpus: corpusOf((vector) => vector.carrier === "packet"),
+    decode: (input) => decodePacket(input, UNSEALED),
+  }),
+  fuzzTarget({
+    name: "memberlist packet, sealed and labelled",
+    corpus: corpusOf((vector) => vector.carrier === "packet" && vector.key !== undefined),
+    decode: (input) => decodePacket(input, SEALED),
+  }),
+  ...(["request", "reply"] as const).map((direction) =>
+    fuzzTarget({
+      name: `memberlist stream, ${direction}`,
+      corpus: corpusOf((vector) => vector.carrier === "stream"),
+      decode: (input) => decodeStream(input, direction),
+      encode: encodeStreamMessage,
+    }),
+  ),
+  fuzzTarget({
+    name: "serf tags",
+    corpus: corpusOf((vector) => vector.carrier === "serf-meta"),
+    decode: decodeSerfTags,
+    encode: encodeSerfTags,
+  }),
+  fuzzTarget({
+    name: "serf message",
+    corpus: corpusOf((vector) => vector.carrier === "serf-user"),
+    decode: decodeSerfMessage,
+    encode: encodeSerfMessage,
+  }),
+  fuzzTarget({
+    name: "serf user state",
+    corpus: corpusOf((vector) => vector.carrier === "serf-userstate"),
+    decode: decodeSerfUserState,
+    encode: encodeSerfUserState,
+  }),
+  fuzzTarget({
+    name: "serf coordinate",
+    corpus: corpusOf((vector) => vector.carrier === "serf-ack"),
+    decode: decodeSerfCoordinate,
+    encode: encodeSerfCoordinate,
+  }),
+  fuzzTarget({
+    name: "LZW",
+    corpus: corpusOf((vector) => vector.carrier === "packet").map(lzwCompress),
+    decode: (input) => lzwDecompress(input, 100_000),
+    encode: lzwCompress,
+  }),
+  frame(
+    "Ethernet header",
+    "02420a00090602420a0009058100012c0800",
+    decodeEthernetHeader,
+    encodeEthernetHeader,
+  ),
+  frame("ARP", "000108000604000102420a0009050a0009050000000000000a000906", decodeArp, encodeArp),
+  frame("IPv4 header", "45000073000040004011b861c0a80001c0a800c7", decodeIpv4Header, encodeIpv4Header),
+  frame("UDP", "c35012b5000c000001020304", decodeUdp, (datagram, out) => encodeUdp(datagram, undefined, out)),
+  frame("VXLAN header", "0800000000100100", decodeVxlanHeader, encodeVxlanHeader),
+];
+
+/** The key of most encrypted vectors. */
+const SEALED: Sealing = { ...UNSEALED, keys: [fromHex("000102030405060708090a0b0c0d0e0f")] };
+
+function corpusOf(wanted: (vector: (typeof memberlist)[number]) => boolean): Uint8Array[] {
+  return memberlist
+    .filter((vector) => vector.hex.length <= 2 * MAX_CORPUS_BYTES && wanted(vector))
+    .map((vector) => fromHex(vector.hex));
+}
+
+/** In one piece and in two; the outcomes must not differ. */
+function decodeStream(input: Uint8Array, direction: StreamDirection): StreamMessage {
+  const whole = streamOutcome([input], direction);
+  const middle = input.length >> 1;
+  const halves = streamOutcome([input.slice(0, middle), input.slice(middle)], direction);
+  if (JSON.stringify(whole) !== JSON.stringify(halves))
+    throw new Error("two pieces give another outcome than one");
+  if (typeof whole === "string") throw new DecodeError("stream", 0, whole);
+  return whole;
+}
+
+function streamOutcome(pieces: readonly Uint8Array[], direction: StreamDirection): StreamMessage | string {
+  const decoder = new StreamDecoder(UNSEALED, STREAM_LIMITS, direction);
+  try {
+    for (const piece of pieces) {
+      const message = decoder.push(piece);
+      if (message !== undefined) return message;
+    }
+    return "incomplete";
+  } catch (error) {
+    if (error instanceof DecodeError) return error.message;
+    throw error;
+  }
+}
+
+function frame<T>(
+  name: string,
+  hex: string,
+  decode: (input: ByteReader) => T,
+  encode: (value: T, out: ByteWriter) => void,
+): FuzzTarget {
+  const good = fromHex(hex);
+  return fuzzTarget({
+    name,
+    corpus: [good, concatBytes([good, good])],
+    decode: (input) => decode(new ByteReader(input, name)),
+    encode: (value) => {
+      const out = new ByteWriter();
+      encode(value, out);
+      return out.finish();
+    },
+  });
+}

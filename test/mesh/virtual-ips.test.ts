@@ -1,0 +1,78 @@
+import assert from "node:assert/strict";
+import { describe, test } from "node:test";
+import { parseIp } from "../../src/base/ip.ts";
+import { BLUE, canMakeNamespaces, connectTcp, greet, makeService, MeshLab, runIn, UdpClient } from "./lab.ts";
+
+const VIP = parseIp("10.9.0.200");
+const vips = [{ network: BLUE, ip: VIP }];
+
+describe("virtual IPs", { skip: canMakeNamespaces ? false : "needs root" }, () => {
+  test("a client reaches every backend through the VIP and they see its own address", async () => {
+    await using lab = new MeshLab();
+    const client = lab.sandbox(50);
+    const backends = [lab.sandbox(51), lab.sandbox(52)];
+    for (const backend of backends) {
+      backend.serveTcp(80);
+      backend.serveUdp(53, backend.ip);
+    }
+    const service = makeService({ vips, backends: backends.map((backend) => backend.asBackend()) });
+    await lab.node1.apply([service], [client, ...backends]);
+    const seen = new Set<string>();
+    for (let i = 0; i < 20; i++) seen.add(await greet(client.netns, VIP, 80));
+    assert.deepEqual([...seen].sort(), ["51 10.9.0.50", "52 10.9.0.50"]);
+    const connection = await connectTcp(client.netns, VIP, 80);
+    assert.equal(connection.socket.remoteAddress, VIP);
+    connection.close();
+    const flow = new UdpClient(client.netns);
+    assert.match(await flow.ask(VIP, 53), /^5[12] 10\.9\.0\.50$/);
+    flow.close();
+    runIn(client.netns, "ping", ["-c1", "-W2", VIP]);
+  });
+
+  test("a backend reaches itself through its own VIP", async () => {
+    await using lab = new MeshLab();
+    const backend = lab.sandbox(51);
+    backend.serveTcp(80);
+    backend.serveUdp(53);
+    await lab.node1.apply([makeService({ vips, backends: [backend.asBackend()] })], [backend]);
+    assert.equal(await greet(backend.netns, VIP, 80), "51 10.9.0.51");
+    const flow = new UdpClient(backend.netns);
+    assert.equal(await flow.ask(VIP, 53), "51 10.9.0.51");
+    flow.close();
+  });
+
+  test("a VIP without backends refuses at once, and dnsrr has no VIP rule", async () => {
+    await using lab = new MeshLab();
+    const client = lab.sandbox(50);
+    await lab.node1.apply([makeService({ vips })], [client]);
+    await assert.rejects(greet(client.netns, VIP, 80), { code: "ECONNREFUSED" });
+    await lab.node1.apply([makeService({ vips, endpointMode: "dnsrr" })], [client]);
+    assert.equal(lab.node1.desired?.namespaces.get(client.netns.path), undefined);
+  });
+
+  test("established connections and flows survive a change of backends; flows to a gone one move", async () => {
+    await using lab = new MeshLab();
+    const client = lab.sandbox(50);
+    const [one, two] = [lab.sandbox(51), lab.sandbox(52)];
+    for (const backend of [one, two]) {
+      backend.serveTcp(80);
+      backend.serveUdp(80);
+    }
+    const local = [client, one, two];
+    await lab.node1.apply([makeService({ vips, backends: [one.asBackend()] })], local);
+    const connection = await connectTcp(client.netns, VIP, 80);
+    assert.equal(await connection.line(), "51 10.9.0.50");
+    const flow = new UdpClient(client.netns);
+    assert.equal(await flow.ask(VIP, 80), "51 10.9.0.50");
+    const direct = new UdpClient(client.netns);
+    assert.equal(await direct.ask(one.ip, 80), "51 10.9.0.50");
+    await lab.node1.apply([makeService({ vips, backends: [two.asBackend()] })], local);
+    assert.equal(await greet(client.netns, VIP, 80), "52 10.9.0.50");
+    assert.equal(await connection.ask(), "51 again");
+    assert.equal(await flow.ask(VIP, 80), "52 10.9.0.50");
+    assert.equal(await direct.ask(one.ip, 80), "51 10.9.0.50");
+    connection.close();
+    flow.close();
+    direct.close();
+  });
+});

@@ -1,0 +1,70 @@
+import { ipToBytes } from "../../src/base/ip.ts";
+import { LAN, type SwimConfig } from "../../src/swim/config.ts";
+import type { Identity } from "../../src/swim/member.ts";
+import type { NetworkConditions } from "./network.ts";
+import { byReference, REAL_BYTES, SwimNode, type Carrier } from "./swim-node.ts";
+import { GOSSIP_PORT, hostAddress, World } from "./world.ts";
+
+export interface SwimsOptions extends Partial<NetworkConditions> {
+  readonly seed: number;
+  readonly nodes: number;
+  readonly config?: SwimConfig;
+  /** Another setting per host, for mixed clusters. */
+  readonly configOf?: (host: number) => SwimConfig;
+  /** A name survives restarts, as serf's do; ours are fresh each time. */
+  readonly lastingNames?: boolean;
+  /** Hands messages over instead of encoding them. */
+  readonly byReference?: boolean;
+}
+
+const VSN = Uint8Array.of(1, 5, 2, 0, 0, 0);
+
+/** A world whose processes are a `Swim` each, started and not yet joined. */
+export function swims(options: SwimsOptions): World {
+  const carrier: Carrier = options.byReference === true ? byReference() : REAL_BYTES;
+  const shareIdentity = options.byReference === true ? identityPool() : undefined;
+  const world = new World({
+    ...options,
+    make(host, life, random) {
+      const name = `node-${String(host).padStart(4, "0")}${options.lastingNames === true ? "" : `-${life}`}`;
+      return new SwimNode(
+        {
+          name,
+          address: { addr: ipToBytes(hostAddress(host).ip), port: GOSSIP_PORT },
+          meta: new Uint8Array(0),
+          vsn: VSN,
+          config: options.configOf?.(host) ?? options.config ?? LAN,
+          random,
+          userBroadcasts: { length: 0, take: () => [] },
+          ...(shareIdentity === undefined ? {} : { shareIdentity }),
+        },
+        carrier,
+      );
+    },
+  });
+  world.startAll();
+  return world;
+}
+
+/** The same, all joined through the first and agreed. */
+export function cluster(options: SwimsOptions): World {
+  const world = swims(options);
+  world.runFor(1_500);
+  for (let index = 1; index < options.nodes; index++) world.join(index, 0);
+  if (world.runUntil(() => world.agree(), 120_000, 50) === undefined) {
+    throw new Error(`no agreement after joining: ${world.disagreement()}`);
+  }
+  return world;
+}
+
+/** One object per member for all nodes that know the same of it. */
+function identityPool(): (identity: Identity) => Identity {
+  const pool = new Map<string, Identity>();
+  return (identity) => {
+    const key = `${identity.name} ${identity.place} ${identity.meta.join()} ${identity.vsn.join()}`;
+    const known = pool.get(key);
+    if (known !== undefined) return known;
+    pool.set(key, identity);
+    return identity;
+  };
+}
