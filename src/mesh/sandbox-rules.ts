@@ -78,11 +78,25 @@ export function sandboxSkeleton(
 function ingressChains(leg: string, subnet: string): Chain[] {
   return [
     /*
-     * Behind conntrack, before the route is chosen: which entry node a new flow came from, known by the frame's
-     * source MAC. The connection remembers it, and every packet carries it, so that the source address passes
-     * the reverse path check (src_valid_mark) and accepted sockets inherit the way back (tcp_fwmark_accept).
-     * Clients inside the ingress subnet are entry nodes that did source NAT: the plain route is right for them.
+     * Which entry node a packet came from is known by the frame's source MAC. Clients inside the ingress subnet are
+     * entry nodes that did source NAT: for them the plain route is right, and no mark is set.
+     *
+     * TCP needs no connection tracking: the accepted socket inherits the mark of the SYN (tcp_fwmark_accept), and so
+     * do its SYN-ACK, TIME-WAIT and resets (fwmark_reflect); all are routed by it at once.
      */
+    {
+      name: "entry_tcp",
+      hook: "type filter hook prerouting priority raw",
+      rules: [
+        `iifname "${leg}" meta l4proto tcp ip saddr != ${subnet} meta mark set ether saddr map @entry_marks notrack`,
+      ],
+    },
+    {
+      name: "reply_tcp",
+      hook: "type filter hook output priority raw",
+      rules: [`oifname "${leg}" meta l4proto tcp meta mark != 0 notrack`],
+    },
+    // Everything else: the connection remembers the mark, and its packets carry it (src_valid_mark).
     {
       name: "entry",
       hook: "type filter hook prerouting priority mangle",
@@ -91,7 +105,7 @@ function ingressChains(leg: string, subnet: string): Chain[] {
         `iifname "${leg}" ct mark != 0 meta mark set ct mark`,
       ],
     },
-    // Replies go back the way their requests came; a changed mark makes a route chain look the route up again.
+    // Its replies go back the way the request came: a changed mark makes a route chain look the route up again.
     {
       name: "reply",
       hook: "type route hook output priority mangle",
@@ -102,8 +116,10 @@ function ingressChains(leg: string, subnet: string): Chain[] {
       name: "input",
       hook: "type filter hook input priority filter",
       rules: [
-        `iifname "${leg}" ct state established,related accept`,
         `iifname "${leg}" meta l4proto . th dport @targets accept`,
+        `iifname "${leg}" ct state established,related accept`,
+        // Of an untracked connection all but the first packet: it goes on when its service no longer publishes.
+        `iifname "${leg}" ct state untracked tcp flags & (syn | ack) != syn accept`,
         `iifname "${leg}" meta l4proto { tcp, udp, sctp, dccp } counter drop`,
       ],
     },

@@ -199,4 +199,52 @@ describe("published ports", { skip: canMakeNamespaces ? false : "needs root" }, 
     assert.equal(await greet(lab.client, lab.node1.address, 8001), "11 192.168.77.10");
     await assert.rejects(greet(lab.client, lab.node2.address, 8001), { code: "ECONNREFUSED" });
   });
+
+  test("replacing all backends one after the other refuses and resets no client", async () => {
+    await using lab = new MeshLab();
+    const backends = Array.from({ length: 6 }, () => lab.backend());
+    for (const backend of backends) backend.serveTcp(80);
+    const rotation = (ready: readonly number[], draining: readonly number[]) => [
+      makeService({
+        publish: [[8000, 80, "tcp"]],
+        backends: [
+          ...ready.map((index) => backends[index]?.asBackend()),
+          ...draining.map((index) => backends[index]?.asBackend({ state: "draining" })),
+        ].filter((backend) => backend !== undefined),
+      }),
+    ];
+    await lab.node1.apply(rotation([0, 1, 2], []), backends);
+    let replacing = true;
+    const seen = new Map<string, number>();
+    const clients = Array.from({ length: 8 }, async () => {
+      while (replacing) {
+        const answer = await greet(lab.client, lab.node1.address, 8000);
+        seen.set(answer, (seen.get(answer) ?? 0) + 1);
+      }
+    });
+    const someMore = async (): Promise<void> => {
+      const before = total(seen);
+      while (total(seen) < before + 40)
+        await Promise.race([...clients, new Promise((turn) => setImmediate(turn))]);
+    };
+    await someMore();
+    for (let step = 0; step < 3; step++) {
+      const kept = [0, 1, 2].slice(step + 1);
+      const added = [3, 4, 5].slice(0, step + 1);
+      for (const draining of [[step], []]) {
+        await lab.node1.apply(rotation([...kept, ...added], draining), backends);
+        await someMore();
+      }
+    }
+    replacing = false;
+    await Promise.all(clients);
+    assert.deepEqual(
+      [...seen.keys()].sort(),
+      [11, 12, 13, 14, 15, 16].map((number) => `${number} 192.168.77.10`),
+    );
+  });
 });
+
+function total(counts: ReadonlyMap<string, number>): number {
+  return [...counts.values()].reduce((sum, count) => sum + count, 0);
+}
