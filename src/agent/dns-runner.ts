@@ -6,6 +6,7 @@ import type { Random } from "../base/random.ts";
 import { Forwarder, type ForwarderEffect, type ForwarderInput } from "../dns/forwarder.ts";
 import { decodeQuery, failure, resolve } from "../dns/resolver.ts";
 import { Zone, type NamedEndpoint, type NamedService } from "../dns/zone.ts";
+import { dnsRedirectStands, redirectDns, removeDnsRedirect } from "../kernel/dns-redirect.ts";
 import { Netns } from "../kernel/netns.ts";
 import { endpointRecordOf } from "../overlay/rows.ts";
 import { INGRESS } from "../state/ingress.ts";
@@ -16,7 +17,6 @@ import type { Agent, Dependent } from "./agent.ts";
 
 /** Where every sandbox finds its DNS server: Docker's address, in nobody's subnet. */
 const DNS_ADDRESS = parseIp("127.0.0.11");
-const DNS_PORT = 53;
 const CHECK_MS = 5_000;
 
 /** Serves names in the sandbox of every endpoint of this node. */
@@ -35,7 +35,7 @@ export class DnsRunner implements Dependent {
   constructor(agent: Agent, random: Random) {
     this.#agent = agent;
     this.#random = random;
-    this.#timer = setInterval(() => this.#sync(), CHECK_MS);
+    this.#timer = setInterval(() => this.#sync(true), CHECK_MS);
     this.#timer.unref();
   }
 
@@ -46,7 +46,7 @@ export class DnsRunner implements Dependent {
     this.#scheduled = true;
     setImmediate(() => {
       this.#scheduled = false;
-      this.#sync();
+      this.#sync(false);
     });
   }
 
@@ -74,32 +74,56 @@ export class DnsRunner implements Dependent {
     );
   }
 
-  /** One server a sandbox that has an endpoint, none elsewhere. */
-  #sync(): void {
+  /** One server a sandbox that has an endpoint, none elsewhere. `check`: look also whether the old ones are still led to. */
+  #sync(check: boolean): void {
     if (this.#closed) return;
     const wanted = new Set<string>();
     for (const record of this.#agent.endpoints.all()) {
       if (record.kind === "user" && record.sandbox.type === "netns") wanted.add(record.sandbox.path);
     }
     for (const [path, server] of this.#servers) {
-      if (wanted.has(path) && Netns.idOf(path) === server.namespace) continue;
+      const stands = Netns.idOf(path) === server.namespace;
+      if (wanted.has(path) && stands) continue;
       server.close();
       this.#servers.delete(path);
+      if (stands) void this.#unredirect(path);
     }
-    for (const path of wanted) if (!this.#servers.has(path)) this.#open(path);
+    const opened = [...wanted].filter((path) => !this.#servers.has(path));
+    for (const path of opened) this.#open(path);
+    for (const path of check ? this.#servers.keys() : opened) {
+      const server = this.#servers.get(path);
+      if (server === undefined) continue;
+      server.redirect().then(
+        () => this.#failed.delete(path),
+        (error: unknown) => this.#report(path, error),
+      );
+    }
   }
 
   #open(path: string): void {
     try {
       this.#servers.set(path, new SandboxServer(this, path, this.#random));
-      this.#failed.delete(path);
     } catch (error) {
-      if (!(error instanceof NetError)) throw error;
-      // A namespace that has just gone is its endpoints' business.
-      if (error.code === "NETNS_MISSING" || this.#failed.get(path) === error.message) return;
-      this.#failed.set(path, error.message);
-      this.#agent.log.warn({ code: error.code }, `dns: ${errorText(error)}`);
+      this.#report(path, error);
     }
+  }
+
+  /** The sandbox lives on without an endpoint of ours: whatever resolver it had is its own again. */
+  async #unredirect(path: string): Promise<void> {
+    try {
+      using netns = Netns.open(path);
+      await removeDnsRedirect(netns);
+    } catch (error) {
+      this.#report(path, error);
+    }
+  }
+
+  /** Once, until it is another problem. A namespace that has just gone is its endpoints' business. */
+  #report(path: string, error: unknown): void {
+    if (!(error instanceof NetError)) throw error;
+    if (error.code === "NETNS_MISSING" || this.#failed.get(path) === error.message) return;
+    this.#failed.set(path, error.message);
+    this.#agent.log.warn({ code: error.code }, `dns: ${errorText(error)}`);
   }
 
   #zone(network: NetworkId): Zone {
@@ -186,8 +210,8 @@ class SandboxServer {
     using netns = Netns.open(path);
     this.namespace = netns.id;
     // The namespace may have no loopback yet: the address is bound all the same.
-    const udp = netns.bindUdp(DNS_ADDRESS, { port: DNS_PORT, freeBind: true });
-    const tcp = netns.bindTcp(DNS_ADDRESS, { port: DNS_PORT, freeBind: true, reuseAddress: true });
+    const udp = netns.bindUdp(DNS_ADDRESS, { port: 0, freeBind: true });
+    const tcp = netns.bindTcp(DNS_ADDRESS, { port: 0, freeBind: true });
     this.#clock = new Clock(() => this.#forward({ type: "wake" }));
     this.#forwarder = new Forwarder(random);
     this.#upstream = new DnsUpstream(
@@ -198,6 +222,13 @@ class SandboxServer {
       this.#answer(bytes, transport, reply),
     );
     this.#forward({ type: "set-servers", servers: hostServers() });
+  }
+
+  /** Port 53 leads to us; made again when somebody flushed it. @throws NetError */
+  async redirect(): Promise<void> {
+    const ports = await this.#listener.ports();
+    using netns = Netns.open(this.#path);
+    if (!dnsRedirectStands(netns, ports)) await redirectDns(netns, ports);
   }
 
   close(): void {

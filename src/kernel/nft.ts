@@ -199,7 +199,7 @@ export class NftTableKeeper implements Disposable {
   async #apply(desired: Ruleset, plan: RulesetPlan, planned: number): Promise<void> {
     let generation = planned;
     if (plan.skeleton !== undefined) {
-      await runNft(plan.skeleton.text, this.#netns, this.#where);
+      await runNft(`replace table ${TABLE}`, plan.skeleton.text, this.#netns);
       generation = this.generation();
     }
     for (const part of transactionsOf(plan.changes)) {
@@ -292,7 +292,9 @@ function* transactionsOf(changes: readonly ElementChange[]): Generator<Transacti
 }
 
 /** One run of `nft -f -` inside the namespace. @throws NetError `NFT_MISSING`, `NFT_REFUSED` */
-async function runNft(script: string, netns: Netns | undefined, where: string): Promise<void> {
+/** One transaction through `nft`, in `netns` or where we are. `what` begins the error. @throws NetError */
+export async function runNft(what: string, script: string, netns: Netns | undefined): Promise<void> {
+  const where = netns?.path ?? "the host";
   // The child inherits the namespace the thread is in when it is made.
   const start = (): ReturnType<typeof startNft> => startNft();
   const child = netns === undefined ? start() : netns.run(start);
@@ -317,7 +319,7 @@ async function runNft(script: string, netns: Netns | undefined, where: string): 
   if (code === 0) return;
   const text = Buffer.concat(output).toString("utf8").trim().split("\n")[0] ?? "";
   const hint = text.includes("Operation not permitted") ? " (netagent needs CAP_NET_ADMIN)" : "";
-  throw new NetError("NFT_REFUSED", `replace table ${TABLE} in ${where}: ${text}${hint}`);
+  throw new NetError("NFT_REFUSED", `${what} in ${where}: ${text}${hint}`);
 }
 
 function startNft() {

@@ -18,6 +18,7 @@ export class DnsListener {
   readonly #udp: UdpSocket;
   readonly #tcp: Server;
   readonly #clients = new Set<Socket>();
+  readonly #ready: Promise<unknown>;
 
   constructor(udpFd: number, tcpFd: number, onQuery: QueryHandler) {
     this.#udp = createSocket("udp4");
@@ -27,14 +28,24 @@ export class DnsListener {
         this.#udp.send(answer, from.port, from.address, () => undefined),
       );
     });
+    const udpReady = new Promise<void>((resolve) => this.#udp.once("listening", resolve));
     this.#udp.bind({ fd: udpFd });
     this.#tcp = createServer((client) => this.#serve(client, onQuery));
     this.#tcp.on("error", () => undefined);
     this.#tcp.maxConnections = MAX_TCP_CLIENTS;
+    const tcpReady = new Promise<void>((resolve) => this.#tcp.once("listening", resolve));
     this.#tcp.listen({ fd: tcpFd });
+    this.#ready = Promise.all([udpReady, tcpReady]);
     // Names alone keep no agent alive.
     this.#udp.unref();
     this.#tcp.unref();
+  }
+
+  /** Where it listens, once both sockets do; the kernel chose the ports. */
+  async ports(): Promise<{ readonly udp: number; readonly tcp: number }> {
+    await this.#ready;
+    const tcp = this.#tcp.address();
+    return { udp: this.#udp.address().port, tcp: typeof tcp === "object" && tcp !== null ? tcp.port : 0 };
   }
 
   close(): void {

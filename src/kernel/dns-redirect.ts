@@ -1,0 +1,61 @@
+/**
+ * Port 53 of 127.0.0.11 inside a sandbox leads to our sockets on other ports, as Docker's table `docker-dns` does:
+ * a socket bound to 127.0.0.11:53 itself would keep every DNS server of the sandbox from binding 0.0.0.0:53.
+ */
+import { NetError } from "../base/error.ts";
+import { decodeTable, NFT_MESSAGE, writeGetTable } from "../wire/nftables/message.ts";
+import { NetlinkSocket } from "./netlink-socket.ts";
+import type { Netns } from "./netns.ts";
+import { runNft } from "./nft.ts";
+
+const TABLE = "netagent-dns";
+
+/** Ports of the listener, where questions are to go. */
+export interface DnsPorts {
+  readonly udp: number;
+  readonly tcp: number;
+}
+
+/** Whether the redirection stands as we made it. @throws NetError when the kernel cannot be asked. */
+export function dnsRedirectStands(netns: Netns, ports: DnsPorts): boolean {
+  using socket = new NetlinkSocket("netfilter", netns);
+  try {
+    const request = {
+      type: NFT_MESSAGE.getTable,
+      encode: (out: Parameters<typeof writeGetTable>[0]) => writeGetTable(out, TABLE),
+    };
+    return (
+      socket.get(`find table ${TABLE}`, request, (message) => decodeTable(message.payload)).comment ===
+      comment(ports)
+    );
+  } catch (error) {
+    if (error instanceof NetError && error.code === "ENOENT") return false;
+    throw error;
+  }
+}
+
+/** Makes it, in place of what was there. @throws NetError */
+export async function redirectDns(netns: Netns, ports: DnsPorts): Promise<void> {
+  const script = `table inet ${TABLE}
+delete table inet ${TABLE}
+table inet ${TABLE} {
+  comment "${comment(ports)}"
+  chain output {
+    type nat hook output priority -101; policy accept;
+    ip daddr 127.0.0.11 udp dport 53 dnat ip to 127.0.0.11:${ports.udp}
+    ip daddr 127.0.0.11 tcp dport 53 dnat ip to 127.0.0.11:${ports.tcp}
+  }
+}
+`;
+  await runNft(`redirect DNS`, script, netns);
+}
+
+/** Takes it away from a sandbox that lives on without us; nothing there is not an error. @throws NetError */
+export async function removeDnsRedirect(netns: Netns): Promise<void> {
+  await runNft("stop redirecting DNS", `table inet ${TABLE}\ndelete table inet ${TABLE}\n`, netns);
+}
+
+/** The ports are in the comment, so that one look at the table says whether it is current. */
+function comment({ udp, tcp }: DnsPorts): string {
+  return `netagent names: udp ${udp}, tcp ${tcp}`;
+}
