@@ -137,7 +137,7 @@ function pinnedNamespaces(host: Host): [string, string][] {
   try {
     const folder = join(host.runFolder, "netns");
     return readdirSync(folder)
-      .filter((name) => !name.includes("."))
+      .filter((name) => !/\.(json|resolv\.conf)$/.test(name))
       .map((name) => [name, join(folder, name)]);
   } catch {
     return [];

@@ -9,6 +9,7 @@ import { runCommand, mustSucceed } from "../command.ts";
 import { Lab } from "../lab.ts";
 import type { Host } from "../host.ts";
 import { DIST, started, type Place } from "../place.ts";
+import { attachFigures } from "./attach.ts";
 import type { BenchOptions } from "./main.ts";
 import { json, table, writeJson, type Figure, type Goal } from "./report.ts";
 
@@ -129,6 +130,11 @@ export async function run(options: BenchOptions): Promise<void> {
     ...{ name, unit, samples: samples[index] ?? {} },
     ...(goal === undefined ? {} : { goal }),
   }));
+  if (variants.includes(OURS)) {
+    progress("attach until the other nodes forward");
+    figures.push(...(await attachFigures(lab, OURS)));
+    progress("");
+  }
   if (options.json !== undefined) writeJson(options.json, json("overlay", figures));
   if (options.json !== "-") {
     console.log(`Overlay between two hosts; medians of ${options.rounds} rounds`);

@@ -1,0 +1,97 @@
+/**
+ * How long after `netctl attach` on one node the other nodes forward to the new endpoint: the moment the last of them
+ * has both the neighbor and the FDB entry, told by the kernel's own notifications.
+ */
+
+import { Client } from "../../src/cli/client.ts";
+import type { EndpointView, NetworkView } from "../../src/agent/control-protocol.ts";
+import type { Background } from "../command.ts";
+import { attach } from "../endpoints.ts";
+import type { Host } from "../host.ts";
+import type { Lab } from "../lab.ts";
+import { overlayLinks } from "../observe.ts";
+import { waitFor } from "../wait.ts";
+import type { Figure } from "./report.ts";
+
+const REPEATS = 20;
+const PATIENCE_MS = 5_000;
+
+/** Two figures in ms: from the moment netctl is started, and from the moment the agent is asked. */
+export async function attachFigures(lab: Lab, variant: string): Promise<Figure[]> {
+  const nodes = ["41", "42", "43"].map((last) => lab.host(`quick${last}`, `192.168.1.${last}`));
+  const [first, ...others] = nodes;
+  if (first === undefined) return [];
+  await first.start();
+  for (const node of others) await node.start({ join: [first] });
+  await first.ctlJson<NetworkView>("network", "create", "quick", "--subnet", "10.0.3.0/24");
+  for (const node of others) {
+    await waitFor(`${node.name} to know quick`, () => node.netctl("network", "inspect", "quick"), {
+      withinMs: PATIENCE_MS,
+      until: (result) => result.code === 0,
+    });
+    await attach(lab, node, "quick", "there");
+  }
+  const monitors = await Promise.all(others.map(watchEntries));
+  const client = new Client(first.socketPath, () => {});
+  const typed: number[] = [];
+  const asked: number[] = [];
+  for (let repeat = 0; repeat < REPEATS; repeat++) {
+    for (const samples of [typed, asked]) {
+      const name = `q${repeat}${samples === typed ? "t" : "a"}`;
+      const sandbox = lab.sandbox(first, name);
+      const start = Date.now();
+      const { ip, mac, id } =
+        samples === typed
+          ? await first.ctlJson<EndpointView>("attach", "--network", "quick", "--netns", sandbox.netns)
+          : await client.call("attach", { network: "quick", sandbox: { netns: sandbox.netnsPath } });
+      const seen = await Promise.all(monitors.map((monitor) => bothEntries(monitor, ip, mac, start)));
+      samples.push(Math.max(...seen) - start);
+      await client.call("detach", { endpoint: id, force: true });
+      lab.removeSandbox(sandbox);
+    }
+  }
+  for (const monitor of monitors) await monitor.stop("SIGKILL");
+  const goal = { type: "value", of: variant, bound: "≤", value: 50 } as const;
+  return [
+    { name: "netctl attach → forwarding", unit: "ms", samples: { [variant]: typed }, goal },
+    { name: "the same, asked of the agent", unit: "ms", samples: { [variant]: asked } },
+  ];
+}
+
+/** Prints each neighbor and FDB entry of the network's namespace with the time it was made. */
+async function watchEntries(host: Host): Promise<Background> {
+  const device = (await overlayLinks(host)).find(
+    (link) => link.kind === "vxlan" && link.where.startsWith("ov-"),
+  );
+  if (device === undefined) throw new Error(`${host.name} has no VXLAN device`);
+  return host.spawn(["nsenter", `--net=${device.path}`, "ip", "-tshort", "monitor", "neigh"]);
+}
+
+/** When (ms since 1970) the later of the two entries appeared, not before `since`. */
+async function bothEntries(monitor: Background, ip: string, mac: string, since: number): Promise<number> {
+  const times = await waitFor(`the entries of ${ip}`, () => entryTimes(monitor.lines(), ip, mac, since), {
+    withinMs: PATIENCE_MS,
+    until: ([neighbor, fdb]) => neighbor !== undefined && fdb !== undefined,
+    everyMs: 10,
+  });
+  return Math.max(...times.map((time) => time ?? 0));
+}
+
+function entryTimes(
+  lines: readonly string[],
+  ip: string,
+  mac: string,
+  since: number,
+): [number | undefined, number | undefined] {
+  const found: [number | undefined, number | undefined] = [undefined, undefined];
+  for (const line of lines) {
+    const match = /^\[([\dT:.-]+)\] (\S+) dev \S+ lladdr (\S+) (.*)$/.exec(line);
+    if (match === null || match[3] !== mac || line.includes("Deleted")) continue;
+    const time = Date.parse(match[1] ?? "");
+    if (time < since) continue;
+    // The FDB's entry shows the VTEP in place of the address.
+    const index = match[2] === ip ? 0 : 1;
+    found[index] ??= time;
+  }
+  return found;
+}
