@@ -220,7 +220,7 @@ async function publishedPortsAnswer(stage: Stage): Promise<void> {
   await type(node1, "netctl service create dns --network dockercoins --publish 5300:53/udp");
   await runEndpoint(stage, node1, "dns.1", `${UDP_SERVER} dns.1 53`, "dns");
   await runEndpoint(stage, node2, "dns.2", `${UDP_SERVER} dns.2 53`, "dns");
-  await type(client, `${UDP_ASK} ${node3.address} 5300 hello`);
+  await type(client, `${UDP_ASK} ${node3.address} 5300 hello 5`);
   for (const node of nodes) await udpAnswersFrom(client, node, ["dns.1", "dns.2"]);
 
   say("Mistakes are refused:");

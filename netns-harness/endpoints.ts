@@ -114,6 +114,11 @@ export class Connection {
     return new Connection(client);
   }
 
+  /** False once the connection has ended. */
+  get alive(): boolean {
+    return this.#client.running;
+  }
+
   /** Beats answered so far. */
   get beats(): number {
     return this.#client.lines().filter((line) => line.startsWith("beat ")).length;

@@ -2,6 +2,7 @@
 
 import { spawnSync } from "node:child_process";
 import { readFileSync } from "node:fs";
+import { tmpdir } from "node:os";
 
 /** Kind of object → one line per object. */
 export type MachineState = ReadonlyMap<string, readonly string[]>;
@@ -55,10 +56,13 @@ function inetSockets(protocol: "tcp" | "udp"): string[] {
   );
 }
 
-/** Mount points, without those of labs and of pinned namespaces that have the names of labs. */
+/** Mount points, without those of labs and of others' work in the temporary folder. */
 function mounts(): string[] {
   return readFileSync("/proc/self/mountinfo", "utf8")
     .split("\n")
     .map((line) => line.split(" ")[4] ?? "")
-    .filter((path) => path !== "" && path !== "/run/netns" && !/\/na-\d+/.test(path));
+    .filter(
+      (path) =>
+        path !== "" && path !== "/run/netns" && !path.startsWith(`${tmpdir()}/`) && !/\/na-\d+/.test(path),
+    );
 }

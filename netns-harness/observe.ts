@@ -20,13 +20,7 @@ export async function askHttp(from: Place, url: string, count: number): Promise<
 
 /** Asks a UDP port `count` times, each time from a new source port; one without an answer in a second is a failure. */
 export async function askUdp(from: Place, address: string, port: number, count: number): Promise<Answers> {
-  const [node, script, ...args] = program("udp-ask", address, String(port), "hello");
-  const command = [node, script, ...args].join(" ");
-  const { stdout } = await from.exec([
-    "sh",
-    "-c",
-    `seq ${count} | xargs -P 2 -I{} sh -c '${command} 2>/dev/null || echo'`,
-  ]);
+  const { stdout } = await from.exec(program("udp-ask", address, String(port), "hello", String(count)));
   return tally(stdout);
 }
 
