@@ -155,7 +155,8 @@ export class Exchanges {
     let disputed: readonly Disputed[] = [];
     if (refused === undefined) {
       this.#firstExchange(now);
-      const via: Via = { place, quiet: exchange.fresh && this.#wasBatched(nodes) };
+      const quiet = exchange.fresh && this.#wasBatched(nodes) && this.#allListed(nodes);
+      const via: Via = { place, quiet };
       disputed = mergeNodes(this.#context, this.#claims, nodes, via, now);
       this.#context.queue.synced(place, exchange.sequence);
       if (exchange.request !== undefined) this.#introduce(exchange.request, nodes);
@@ -289,6 +290,15 @@ export class Exchanges {
   #wasBatched(nodes: readonly PushPullNode[]): boolean {
     const { self, config } = this.#context;
     return config.joinBatchMs > 0 && nodes.some((node) => node.name === self.name);
+  }
+
+  /** Nobody joined through us meanwhile who would miss what this answer tells. */
+  #allListed(nodes: readonly PushPullNode[]): boolean {
+    const listed = new Set(nodes.map((node) => node.name));
+    for (const member of this.#context.members) {
+      if (member.state === "alive" && !listed.has(member.name)) return false;
+    }
+    return true;
   }
 
   /** Seeds of one join may be strangers to each other: those that a later one lacks are gossiped after all. */
