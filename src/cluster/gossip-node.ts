@@ -3,7 +3,7 @@ import { Deadlines } from "../base/deadlines.ts";
 import { DecodeError, errorText } from "../base/error.ts";
 import { nodeName, type NodeName } from "../base/id.ts";
 import type { SocketAddr } from "../base/ip.ts";
-import type { Random } from "../base/random.ts";
+import { sample, type Random } from "../base/random.ts";
 import { after, earliest, type Instant } from "../base/time.ts";
 import { networkDbConfig, type NetworkDbConfig } from "../networkdb/config.ts";
 import type { NetworkDbEffect } from "../networkdb/effect.ts";
@@ -18,8 +18,9 @@ import type { UserMessage } from "../wire/memberlist/message.ts";
 import { decodePacket, encodePacket } from "../wire/memberlist/packet.ts";
 import { packetOverhead, sealsOutgoing, type Sealing } from "../wire/memberlist/seal.ts";
 import { encodeStream, STREAM_LIMITS, StreamDecoder, type StreamMessage } from "../wire/memberlist/stream.ts";
-import { networkDbMessageType } from "../wire/networkdb/message.ts";
+import { encodeNetworkDbMessage, networkDbMessageType } from "../wire/networkdb/message.ts";
 import { STATE_MESSAGE_TYPE } from "../wire/state/message.ts";
+import { AmongSerf } from "./among-serf.ts";
 import { decodeMetadata, encodeMetadata, type NodeFacts } from "./metadata.ts";
 import { PEER_CALL_MESSAGE_TYPE, PeerCalls, type PeerCallEffect, type PeerQuestion } from "./peer-call.ts";
 
@@ -79,8 +80,11 @@ export interface GossipNodeOptions {
   readonly facts: NodeFacts;
   /** Where others reach us; `bytes` is how the address is announced. */
   readonly address: { readonly socket: SocketAddr; readonly bytes: Uint8Array };
-  /** Delegate protocol min, max, current: 0 0 0 for Docker's, 2 5 4 for serf's. */
-  readonly delegateVersions: readonly [number, number, number];
+  /**
+   * Whose cluster this is: decides the delegate protocol versions we announce, which all members must share. Serf
+   * agents log NetworkDB messages as errors, so among them tables are between netagents only.
+   */
+  readonly compat: "docker" | "serf";
   readonly sealing: Sealing;
   readonly swim: SwimConfig;
   readonly networkDb?: Partial<NetworkDbConfig>;
@@ -88,8 +92,6 @@ export interface GossipNodeOptions {
   readonly random: Random;
   /** 12 bytes never given before: AES-GCM breaks when a nonce repeats under one key. */
   readonly nonce: () => Uint8Array;
-  /** False among serf agents, which would log our NetworkDB messages as errors: then only netagents get them. */
-  readonly tablesForAll?: boolean;
   readonly shareIdentity?: (identity: Identity) => Identity;
 }
 
@@ -99,6 +101,8 @@ type Stream =
       readonly from: SocketAddr;
       readonly decoder: StreamDecoder;
       readonly sealing: Sealing;
+      /** Its push/pull came with tables, so the answer may have some, too. */
+      speaksTables: boolean;
     }
   | {
       readonly kind: "push-pull";
@@ -123,8 +127,15 @@ type UserOrigin = "networkdb" | "state" | "peer-call";
 
 /** Accepted and dialled streams at one time; more are closed at once. memberlist answers 127 push/pulls at a time. */
 const MAX_STREAMS = 512;
+/** Delegate protocol min, max, current. */
+const DELEGATE_VERSIONS = { docker: [0, 0, 0], serf: [2, 5, 4] } as const;
+/** Facts of members swim has forgotten are swept when there are so many more than members: names are fresh at each start. */
+const MAX_STALE_PEERS = 256;
 /** How long a leave waits for NetworkDB's own goodbye before memberlist's. */
 const LEAVE_STEP_MS = 5_000;
+/** A compound's envelope and the user message's type byte; then tag and length of each part. */
+const TABLE_ROUND_OVERHEAD_BYTES = 16;
+const COMPOUND_PART_BYTES = 6;
 const NO_BYTES = new Uint8Array(0);
 
 /**
@@ -141,11 +152,18 @@ export class GossipNode {
   readonly drops = new Map<string, number>();
   readonly #options: GossipNodeOptions;
   readonly #calls: PeerCalls;
-  readonly #peers = new Map<string, NodeFacts>();
+  readonly #peers = new Map<NodeName, NodeFacts>();
   readonly #streams = new Map<number, Stream>();
   readonly #deadlines = new Deadlines<number>();
   /** User state that came with a push/pull, until swim says whether the exchange counts. */
   readonly #userStates = new Map<string, Uint8Array>();
+  /** Set when the cluster is serf's. */
+  readonly #serf: AmongSerf | undefined;
+  /** When memberlist's goodbye follows serf's. */
+  #swimLeaveAt: Instant | undefined;
+  /** Among serf agents: rounds of NetworkDB's cluster events, which elsewhere ride with swim's gossip. */
+  #tableRoundAt: Instant | undefined;
+  #lastTableRound: Instant | undefined;
   #sealing: Sealing;
   #nextStream = 2;
   #leaving: { readonly timeoutMs: number } | undefined;
@@ -173,15 +191,16 @@ export class GossipNode {
       { ...options.state, node: options.facts.id, memberName: options.name, random: options.random },
       now,
     );
+    this.#serf =
+      options.compat === "serf" ? new AmongSerf(options.name, options.swim.retransmitMult) : undefined;
     this.swim = new Swim({
       name: options.name,
       address: { addr: options.address.bytes, port: options.address.socket.port },
       meta: encodeMetadata(options.facts),
-      vsn: Uint8Array.from([1, 5, 2, ...options.delegateVersions]),
+      vsn: Uint8Array.from([1, 5, 2, ...DELEGATE_VERSIONS[options.compat]]),
       config: options.swim,
       random: options.random,
-      userBroadcasts:
-        options.tablesForAll === false ? { length: 0, take: () => [] } : this.networkDb.clusterBroadcasts,
+      userBroadcasts: this.#serf ?? this.networkDb.clusterBroadcasts,
       packetOverhead: packetOverhead(options.sealing),
       ...(options.shareIdentity === undefined ? {} : { shareIdentity: options.shareIdentity }),
     });
@@ -190,6 +209,7 @@ export class GossipNode {
   handle(input: GossipInput, now: Instant): GossipEffect[] {
     this.#effects = [];
     this.#dispatch(input, now);
+    if (this.#serf !== undefined) this.#armTableRound(now);
     return this.#effects;
   }
 
@@ -201,12 +221,14 @@ export class GossipNode {
       this.state.nextWakeup(),
       this.#calls.nextWakeup(),
       this.#deadlines.earliest(),
+      this.#swimLeaveAt,
+      this.#tableRoundAt,
     );
   }
 
   /** What a netagent member says about itself; undefined for Docker's and serf's. */
   peer(name: string): NodeFacts | undefined {
-    return name === this.name ? this.facts : this.#peers.get(name);
+    return name === this.name ? this.facts : this.#peers.get(name as NodeName);
   }
 
   /** Whether there are keys, and their order: the first one seals. */
@@ -269,7 +291,8 @@ export class GossipNode {
       this.#effects.push({ type: "close-stream", stream });
       this.#closed(stream, { code: "ETIMEDOUT", message: "no answer in time" }, now);
     }
-    if (this.#options.tablesForAll === false) this.#gossipToNetagents(now);
+    if (due(this.#tableRoundAt)) this.#tableRound(now);
+    if (due(this.#swimLeaveAt)) this.#leaveSwim(now);
   }
 
   #packet(from: SocketAddr, bytes: Uint8Array, now: Instant): void {
@@ -287,9 +310,12 @@ export class GossipNode {
     for (const { payload } of users) this.#userMessage(payload, "packet", now);
   }
 
-  /** NetworkDB's messages are 1 to 6; the larger types are between netagents. */
+  /** NetworkDB's messages are 1 to 6; the larger types are between netagents. Serf's never begin with NetworkDB's 08. */
   #userMessage(payload: Uint8Array, via: "packet" | "stream", now: Instant): void {
-    switch (networkDbMessageType(payload)) {
+    const type = networkDbMessageType(payload);
+    if (type === undefined && this.#serf !== undefined)
+      return this.#hearSerf(() => this.#serf?.message(payload));
+    switch (type) {
       case STATE_MESSAGE_TYPE:
         return this.#state({ type: "user-message", bytes: payload, via }, now);
       case PEER_CALL_MESSAGE_TYPE:
@@ -315,6 +341,7 @@ export class GossipNode {
       from,
       sealing,
       decoder: new StreamDecoder(sealing, STREAM_LIMITS, "request"),
+      speaksTables: false,
     });
     this.#deadlines.set(stream, after(now, this.#options.swim.tcpTimeoutMs));
   }
@@ -342,7 +369,10 @@ export class GossipNode {
       return this.#failed(reading, { failure: "rejected", detail: errorText(error) }, now);
     }
     if (message === undefined) return;
-    if (reading.kind === "accepted") return this.#request(stream, reading.from, message, now);
+    if (reading.kind === "accepted") {
+      reading.speaksTables = message.type === "push-pull" && speaksTables(message.userState);
+      return this.#request(stream, reading.from, message, now);
+    }
     this.#closeStream(stream);
     if (message.type === "error")
       return this.#failed(reading, { failure: "rejected", detail: message.error }, now);
@@ -435,7 +465,8 @@ export class GossipNode {
         });
         return;
       case "push-pull": {
-        const request = this.#encodeStream(this.#pushPull(effect.join, effect.to), "request", this.#sealing);
+        const tables = this.#serf === undefined || this.#isNetagent(effect.to);
+        const request = this.#encodeStream(this.#pushPull(effect.join, tables), "request", this.#sealing);
         const decoder = new StreamDecoder(this.#sealing, STREAM_LIMITS, "reply");
         this.#dial(
           effect.to,
@@ -453,7 +484,8 @@ export class GossipNode {
       case "push-pull-answer": {
         const stream = this.#streams.get(effect.stream);
         if (stream?.kind !== "accepted") return;
-        const bytes = this.#encodeStream(this.#pushPull(effect.join, stream.from), "reply", stream.sealing);
+        const tables = this.#serf === undefined || stream.speaksTables;
+        const bytes = this.#encodeStream(this.#pushPull(effect.join, tables), "reply", stream.sealing);
         this.#effects.push({ type: "write-stream", stream: effect.stream, bytes });
         return this.#closeStream(effect.stream);
       }
@@ -465,10 +497,10 @@ export class GossipNode {
         const userState = this.#userStates.get(key);
         this.#userStates.delete(key);
         if (effect.refused === undefined) {
-          if (userState !== undefined && userState.length > 0) {
-            this.#networkDb({ type: "push-pull-state", bytes: userState, join: effect.join }, now);
-          }
-          return;
+          if (userState === undefined || userState.length === 0) return;
+          if (this.#serf !== undefined && !speaksTables(userState))
+            return this.#hearSerf(() => this.#serf?.userState(userState));
+          return this.#networkDb({ type: "push-pull-state", bytes: userState, join: effect.join }, now);
         }
         this.#count("push/pull refused");
         if ("stream" in effect.source) {
@@ -532,16 +564,25 @@ export class GossipNode {
   #learn(member: Member, joined: boolean, now: Instant): void {
     const name = nodeName(member.name);
     if (name === this.name) return;
-    if (joined) this.#networkDb({ type: "member-joined", name, address: member.address }, now);
     const facts = decodeMetadata(member.meta);
+    const news = joined || this.#peers.has(name) !== (facts !== undefined);
+    if (news && (this.#serf === undefined || facts !== undefined))
+      this.#networkDb({ type: "member-joined", name, address: member.address }, now);
     if (facts === undefined) {
       if (this.#peers.delete(name)) this.#state({ type: "member-left", name }, now);
       return;
     }
     this.#peers.set(name, facts);
+    this.#sweepPeers();
     if (facts.capabilities.includes("state")) {
       this.#state({ type: "member-joined", name, id: facts.id, shown: facts.name }, now);
     }
+    if (news && this.#serf !== undefined) this.#introduceTo(name, member.address, now);
+  }
+
+  #sweepPeers(): void {
+    if (this.#peers.size <= this.swim.size + MAX_STALE_PEERS) return;
+    for (const name of this.#peers.keys()) if (this.swim.member(name) === undefined) this.#peers.delete(name);
   }
 
   #networkDb(input: NetworkDbInput, now: Instant): void {
@@ -557,9 +598,9 @@ export class GossipNode {
           this.#swim({ type: "join", request: 0, addresses: [effect.address] }, now);
           break;
         case "left":
-          if (this.#leaving !== undefined) {
-            this.#swim({ type: "leave", timeoutMs: Math.min(LEAVE_STEP_MS, this.#leaving.timeoutMs) }, now);
-          }
+          if (this.#leaving === undefined) break;
+          if (this.#serf === undefined) this.#leaveSwim(now);
+          else this.#swimLeaveAt = this.#serf.leave(this.#leaving.timeoutMs, now);
           break;
         case "row-changed":
         case "network-changed":
@@ -611,11 +652,50 @@ export class GossipNode {
     this.#dial(address, { kind: "user", to, address, request, origin }, this.#options.swim.tcpTimeoutMs, now);
   }
 
-  /** Among serf agents: node and network events go straight to the other netagents. */
-  #gossipToNetagents(now: Instant): void {
-    const payloads = this.networkDb.clusterBroadcasts.take(this.#options.swim.udpBufferBytes, 3);
-    for (const payload of payloads)
-      for (const name of this.#peers.keys()) this.#sendUserPacket(nodeName(name), payload, now);
+  #leaveSwim(now: Instant): void {
+    this.#swimLeaveAt = undefined;
+    if (this.#leaving === undefined) return;
+    this.#swim({ type: "leave", timeoutMs: Math.min(LEAVE_STEP_MS, this.#leaving.timeoutMs) }, now);
+  }
+
+  /**
+   * Among serf agents a push/pull with a stranger carries no tables, since it may be serf's. So a netagent that has
+   * just become known is told by stream which networks we are on; it does the same.
+   */
+  #introduceTo(name: NodeName, address: SocketAddr, now: Instant): void {
+    const payload = this.networkDb.introduction();
+    if (payload !== undefined) this.#sendUserStream(name, address, payload, "networkdb", now);
+  }
+
+  #armTableRound(now: Instant): void {
+    if (this.#tableRoundAt !== undefined || this.networkDb.clusterBroadcasts.length === 0) return;
+    if (this.#livingNetagents().length === 0) return;
+    const { gossipDelayMs, busyGossipIntervalMs } = this.#options.swim;
+    const soon = after(now, gossipDelayMs);
+    const paced =
+      this.#lastTableRound === undefined ? soon : after(this.#lastTableRound, busyGossipIntervalMs);
+    this.#tableRoundAt = soon > paced ? soon : paced;
+  }
+
+  /** Swim's own gossip round, for NetworkDB's cluster events and to netagents only. */
+  #tableRound(now: Instant): void {
+    this.#tableRoundAt = undefined;
+    this.#lastTableRound = now;
+    const { random, swim } = this.#options;
+    const budget = swim.udpBufferBytes - packetOverhead(this.#sealing) - TABLE_ROUND_OVERHEAD_BYTES;
+    for (const name of sample(random, this.#livingNetagents(), swim.gossipNodes)) {
+      const parts = this.networkDb.clusterBroadcasts.take(budget, COMPOUND_PART_BYTES);
+      const [only] = parts;
+      if (only === undefined) return;
+      const payload = parts.length === 1 ? only : encodeNetworkDbMessage({ type: "compound", parts });
+      this.#sendUserPacket(name, payload, now);
+    }
+  }
+
+  #livingNetagents(): NodeName[] {
+    const names: NodeName[] = [];
+    for (const name of this.#peers.keys()) if (this.swim.member(name)?.state === "alive") names.push(name);
+    return names;
   }
 
   #dial(to: SocketAddr, stream: Stream, timeoutMs: number, now: Instant): void {
@@ -647,17 +727,25 @@ export class GossipNode {
     this.#closeStream(stream);
   }
 
-  #pushPull(join: boolean, peer: SocketAddr): StreamMessage {
-    const userState =
-      this.#options.tablesForAll === false && !this.#isNetagent(peer)
-        ? NO_BYTES
-        : this.networkDb.localState(join);
+  #pushPull(join: boolean, tables: boolean): StreamMessage {
+    const userState = tables ? this.networkDb.localState(join) : NO_BYTES;
     return { type: "push-pull", join, nodes: this.swim.snapshot(), userState };
   }
 
-  #isNetagent(address: SocketAddr): boolean {
-    for (const name of this.#peers.keys()) if (this.swim.member(name)?.address.ip === address.ip) return true;
+  #isNetagent({ ip, port }: SocketAddr): boolean {
+    for (const name of this.#peers.keys()) {
+      const address = this.swim.member(name)?.address;
+      if (address?.ip === ip && address.port === port) return true;
+    }
     return false;
+  }
+
+  #hearSerf(hear: () => void): void {
+    try {
+      hear();
+    } catch (error) {
+      this.#dropped(error, "serf");
+    }
   }
 
   #seal(parts: readonly Uint8Array[], crc: boolean): Uint8Array {
@@ -684,6 +772,11 @@ export class GossipNode {
   #count(reason: string): void {
     this.drops.set(reason, (this.drops.get(reason) ?? 0) + 1);
   }
+}
+
+/** NetworkDB's user state is a protobuf message, whose first field is tagged 08; serf's begins with its type, 2. */
+function speaksTables(userState: Uint8Array): boolean {
+  return userState[0] === 0x08;
 }
 
 function streamFailure(

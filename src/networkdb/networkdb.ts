@@ -215,6 +215,20 @@ export class NetworkDb {
     return encodeNetworkDbMessage({ type: "push-pull", time: networkClock.time, networks, node: self });
   }
 
+  /**
+   * Our attachments as gossip, for a peer that is not told of them by a push/pull; undefined without any. Unlike a
+   * push/pull state it is kept by a peer that does not know us yet.
+   */
+  introduction(): Uint8Array | undefined {
+    const { attachments, self } = this.#db;
+    const parts: Uint8Array[] = [];
+    for (const { network, time, leaving } of attachments.own.values()) {
+      const change = leaving ? "leave" : "join";
+      parts.push(encodeNetworkDbMessage({ type: "network-event", change, time, node: self, network }));
+    }
+    return parts.length === 0 ? undefined : encodeNetworkDbMessage({ type: "compound", parts });
+  }
+
   /** Visible rows of one table (`live` and `inherited`); with `suspended` also those of failed owners. */
   *rows(
     network: NetworkId,

@@ -8,6 +8,10 @@ test("nodes that each join the one before, all at once, agree without waiting fo
     const world = swims({ seed, nodes: 5 });
     world.runFor(1_500);
     for (let index = 1; index < 5; index++) world.join(index, index - 1);
-    assert.notEqual(world.runUntil(() => world.agree(), 3_000, 50), undefined, world.disagreement());
+    assert.notEqual(
+      world.runUntil(() => world.agree(), 3_000, 50),
+      undefined,
+      world.disagreement(),
+    );
   });
 });
