@@ -2,6 +2,7 @@
 //   traffic serve ADDRESS                    everything below answers here, until killed
 //   traffic ping ADDRESS COUNT               ICMP or ICMPv6 echo; fails unless all come back
 //   traffic bulk ADDRESS MIB up|down STREAMS TCP with a content both ends know; prints Mbit/s, fails on a wrong byte
+//   traffic stream ADDRESS SECONDS STREAMS   TCP as fast as it goes, one way; prints Mbit/s that arrived
 //   traffic crr ADDRESS SECONDS              TCP connect, one byte each way, close; prints connections/s
 //   traffic rr ADDRESS SECONDS               UDP round trips of 64 bytes; prints µs (mean)
 //   traffic pps ADDRESS SECONDS SIZE FLOWS   UDP as fast as it goes; prints datagrams/s that arrived
@@ -123,18 +124,30 @@ uint64_t ReceiveContent(int fd, uint64_t total) {
   return received;
 }
 
+enum class Mode : uint8_t { kUp, kDown, kCount };
+
 struct BulkRequest {
   uint64_t bytes;
-  uint8_t down;
+  Mode mode;
 } __attribute__((packed));
+
+/** Receives until the other side has no more and tells how much came, without looking at it. */
+uint64_t CountContent(int fd) {
+  std::vector<uint8_t> buffer(1 << 18);
+  uint64_t received = 0;
+  for (ssize_t result; (result = recv(fd, buffer.data(), buffer.size(), 0)) > 0;)
+    received += static_cast<uint64_t>(result);
+  return received;
+}
 
 void ServeBulk(int fd) {
   BulkRequest request;
   if (recv(fd, &request, sizeof request, MSG_WAITALL) == sizeof request) {
-    if (request.down != 0) {
+    if (request.mode == Mode::kDown) {
       SendContent(fd, request.bytes);
     } else {
-      const uint64_t received = ReceiveContent(fd, request.bytes);
+      const uint64_t received =
+          request.mode == Mode::kCount ? CountContent(fd) : ReceiveContent(fd, request.bytes);
       send(fd, &received, sizeof received, MSG_NOSIGNAL);
     }
   }
@@ -246,7 +259,7 @@ void Bulk(const char* text, uint64_t mebibytes, bool down, int streams) {
   for (int i = 0; i < streams; i++) {
     threads.emplace_back([&] {
       const int fd = Open(address, SOCK_STREAM);
-      const BulkRequest request{total / static_cast<uint64_t>(streams), down ? uint8_t{1} : uint8_t{0}};
+      const BulkRequest request{total / static_cast<uint64_t>(streams), down ? Mode::kDown : Mode::kUp};
       uint64_t received = 0;
       if (connect(fd, address.get(), address.length) != 0) Fail("connect");
       send(fd, &request, sizeof request, MSG_NOSIGNAL);
@@ -263,6 +276,30 @@ void Bulk(const char* text, uint64_t mebibytes, bool down, int streams) {
   for (std::thread& thread : threads) thread.join();
   std::printf("%.0f\n", static_cast<double>(total) * 8 / 1e6 / (Now() - start));
   if (failures != 0) Fail("stream ended early");
+}
+
+void Stream(const char* text, double seconds, int streams) {
+  const Address address = Resolve(text, kBulkPort);
+  Content();
+  std::atomic<uint64_t> total{0};
+  const double start = Now();
+  std::vector<std::thread> threads;
+  for (int i = 0; i < streams; i++) {
+    threads.emplace_back([&] {
+      const int fd = Open(address, SOCK_STREAM);
+      if (connect(fd, address.get(), address.length) != 0) Fail("connect");
+      const BulkRequest request{0, Mode::kCount};
+      send(fd, &request, sizeof request, MSG_NOSIGNAL);
+      while (Now() < start + seconds) send(fd, Content().data(), 1 << 17, MSG_NOSIGNAL);
+      shutdown(fd, SHUT_WR);
+      uint64_t received = 0;
+      recv(fd, &received, sizeof received, MSG_WAITALL);
+      total += received;
+      close(fd);
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  std::printf("%.0f\n", static_cast<double>(total) * 8 / 1e6 / (Now() - start));
 }
 
 void Crr(const char* text, double seconds) {
@@ -366,6 +403,7 @@ int main(int count, char** arguments) {
   else if (verb == "ping" && count == 4) Ping(arguments[2], static_cast<int>(number(3)));
   else if (verb == "bulk" && count == 6)
     Bulk(arguments[2], static_cast<uint64_t>(number(3)), std::string(arguments[4]) == "down", static_cast<int>(number(5)));
+  else if (verb == "stream" && count == 5) Stream(arguments[2], number(3), static_cast<int>(number(4)));
   else if (verb == "crr" && count == 4) Crr(arguments[2], number(3));
   else if (verb == "rr" && count == 4) RoundTrips(arguments[2], number(3));
   else if (verb == "pps" && count == 6)

@@ -12,7 +12,7 @@ import { assert } from "../base/assert.ts";
 import { ByteReader, ByteWriter } from "../base/bytes.ts";
 import { vni as parseVni, type Vni } from "../base/id.ts";
 import { type IpAddr, ipFromBytes, ipToBytes, isIpv4 } from "../base/ip.ts";
-import { type MacAddr, macFromBytes, macToBytes } from "../base/mac.ts";
+import { type MacAddr, macFromBytes } from "../base/mac.ts";
 
 const MAGIC = "nae1";
 /** Of each kind, as in table.cc: bounds the engine's memory to about 80 MB. */
@@ -25,34 +25,52 @@ export interface EngineNetwork {
   readonly neighbors: ReadonlyMap<IpAddr, MacAddr>;
 }
 
+/**
+ * Published whole after every change, so it must not hold up the event loop: addresses go from text to bytes without
+ * an intermediate value. 30,000 forwarding entries and 42,000 neighbors take some ten milliseconds; by way of `ipToBytes`
+ * and `macToBytes` it was half a second.
+ */
 export function encodeEngineTable(networks: Iterable<EngineNetwork>): Uint8Array {
+  const all = [...networks];
   const vteps = new Map<IpAddr, number>();
-  const forwarding = new ByteWriter(4096);
-  const neighbors = new ByteWriter(4096);
-  for (const network of networks) {
-    for (const [mac, vtep] of network.fdb) {
-      let index = vteps.get(vtep);
-      if (index === undefined) {
-        index = vteps.size;
-        vteps.set(vtep, index);
-      }
-      forwarding.u32(network.vni).write(macToBytes(mac)).u16(0).u32(index);
-    }
-    for (const [ip, mac] of network.neighbors) {
-      neighbors.u32(network.vni).write(macToBytes(mac)).u16(0);
-      writeIp(neighbors, ip);
-    }
+  let forwardingCount = 0;
+  let neighborCount = 0;
+  for (const { fdb, neighbors } of all) {
+    forwardingCount += fdb.size;
+    neighborCount += neighbors.size;
+    for (const vtep of fdb.values()) if (!vteps.has(vtep)) vteps.set(vtep, vteps.size);
   }
-  const forwardingCount = forwarding.length / 16;
-  const neighborCount = neighbors.length / 28;
   assert(
     forwardingCount <= MAX_ENGINE_ENTRIES && neighborCount <= MAX_ENGINE_ENTRIES,
     `engine table of ${forwardingCount} forwarding entries and ${neighborCount} neighbors`,
   );
-  const out = new ByteWriter(16 + 16 * vteps.size + forwarding.length + neighbors.length);
-  out.text(MAGIC).u32(vteps.size).u32(forwardingCount).u32(neighborCount);
-  for (const vtep of vteps.keys()) writeIp(out, vtep);
-  return out.write(forwarding.finish()).write(neighbors.finish()).finish();
+  const head = new ByteWriter(16);
+  head.text(MAGIC).u32(vteps.size).u32(forwardingCount).u32(neighborCount);
+  const out = new Uint8Array(16 + 16 * vteps.size + 16 * forwardingCount + 28 * neighborCount);
+  out.set(head.finish());
+  const view = new DataView(out.buffer);
+  let at = 16;
+  for (const vtep of vteps.keys()) {
+    storeIp(out, at, vtep);
+    at += 16;
+  }
+  for (const { vni, fdb } of all) {
+    for (const [mac, vtep] of fdb) {
+      view.setUint32(at, vni);
+      storeMac(out, at + 4, mac);
+      view.setUint32(at + 12, vteps.get(vtep) ?? 0);
+      at += 16;
+    }
+  }
+  for (const { vni, neighbors } of all) {
+    for (const [ip, mac] of neighbors) {
+      view.setUint32(at, vni);
+      storeMac(out, at + 4, mac);
+      storeIp(out, at + 12, ip);
+      at += 28;
+    }
+  }
+  return out;
 }
 
 /** The inverse, for tests and dumps. @throws DecodeError */
@@ -99,7 +117,34 @@ export function engineGsoMaxSize(mtu: number): number {
   return Math.floor(OUTER_LIMIT / datagram) * payload;
 }
 
-function writeIp(out: ByteWriter, ip: IpAddr): void {
-  if (isIpv4(ip)) out.zeros(10).u16(0xffff);
-  out.write(ipToBytes(ip));
+/** A `MacAddr` is always six pairs of lower-case hex digits and colons. */
+function storeMac(out: Uint8Array, at: number, mac: MacAddr): void {
+  for (let i = 0; i < 6; i++) {
+    out[at + i] = (nibble(mac.charCodeAt(3 * i)) << 4) | nibble(mac.charCodeAt(3 * i + 1));
+  }
+}
+
+function nibble(code: number): number {
+  return code < 0x3a ? code - 0x30 : code - 0x57;
+}
+
+/** 16 bytes; IPv4 mapped. An IPv4 `IpAddr` is always four decimal numbers. */
+function storeIp(out: Uint8Array, at: number, ip: IpAddr): void {
+  if (!isIpv4(ip)) {
+    out.set(ipToBytes(ip), at);
+    return;
+  }
+  out[at + 10] = out[at + 11] = 0xff;
+  let octet = 0;
+  let index = at + 12;
+  for (let i = 0; i < ip.length; i++) {
+    const code = ip.charCodeAt(i);
+    if (code === 0x2e) {
+      out[index++] = octet;
+      octet = 0;
+    } else {
+      octet = octet * 10 + code - 0x30;
+    }
+  }
+  out[index] = octet;
 }
