@@ -5,7 +5,8 @@
  * This is the one bulk format: tens of thousands of entries are written and read back in one go, so addresses
  * go between text and bytes without intermediate arrays.
  */
-import { type ByteReader, ByteReader as Reader, type ByteWriter } from "../../base/bytes.ts";
+import type { ByteWriter } from "../../base/bytes.ts";
+import { DecodeError } from "../../base/error.ts";
 import { type IpAddr, ipFromBytes, ipToBytes } from "../../base/ip.ts";
 import type { MacAddr } from "../../base/mac.ts";
 import { AF } from "./rtnetlink.ts";
@@ -81,35 +82,26 @@ export function encodeBridgeFdbQuery(bridgeIfindex: number, out: ByteWriter): vo
 
 /** Whether a RTM_NEWNEIGH or RTM_DELNEIGH payload is an FDB entry. @throws DecodeError on an empty one */
 export function isFdbPayload(payload: Uint8Array): boolean {
-  return new Reader(payload, "netlink neighbor").u8() === AF.bridge;
+  if (payload.length === 0) throw new DecodeError("netlink neighbor", 0, "is empty");
+  return payload[0] === AF.bridge;
 }
 
 /** @throws DecodeError, also when it is an FDB entry without the fields a neighbor has */
 export function decodeNeighbor(payload: Uint8Array): Neighbor {
-  const input: ByteReader = new Reader(payload, "netlink neighbor");
-  const { ifindex, state, flags, destination, lladdr } = decodeEntry(input);
-  if (destination === undefined) input.fail("has no address");
-  return {
-    ifindex,
-    ip: readIp(destination),
-    mac: lladdr === undefined ? undefined : readMac(lladdr),
-    state,
-    flags,
-  };
+  const entry = decodeEntry(payload, "netlink neighbor");
+  const { ifindex, state, flags, destination, lladdr } = entry;
+  if (destination < 0) throw new DecodeError("netlink neighbor", 12, "has no address");
+  const ip = readIp(payload, destination, entry.destinationBytes);
+  return { ifindex, ip, mac: lladdr < 0 ? undefined : readMac(payload, lladdr), state, flags };
 }
 
 /** @throws DecodeError */
 export function decodeFdbEntry(payload: Uint8Array): FdbEntry {
-  const input: ByteReader = new Reader(payload, "netlink fdb entry");
-  const { ifindex, state, flags, destination, lladdr } = decodeEntry(input);
-  if (lladdr === undefined) input.fail("has no MAC address");
-  return {
-    ifindex,
-    mac: readMac(lladdr),
-    vtep: destination === undefined ? undefined : readIp(destination),
-    state,
-    flags,
-  };
+  const entry = decodeEntry(payload, "netlink fdb entry");
+  const { ifindex, state, flags, destination, lladdr } = entry;
+  if (lladdr < 0) throw new DecodeError("netlink fdb entry", 12, "has no MAC address");
+  const vtep = destination < 0 ? undefined : readIp(payload, destination, entry.destinationBytes);
+  return { ifindex, mac: readMac(payload, lladdr), vtep, state, flags };
 }
 
 function encodeHeader(
@@ -120,43 +112,64 @@ function encodeHeader(
   out.u8(family).zeros(3).i32h(entry.ifindex).u16h(entry.state).u8(entry.flags).u8(0);
 }
 
-function decodeEntry(input: ByteReader): {
-  ifindex: number;
-  state: number;
-  flags: number;
-  destination: Uint8Array | undefined;
-  lladdr: Uint8Array | undefined;
-} {
-  input.skip(4);
-  const ifindex = input.i32h();
-  const state = input.u16h();
-  const flags = input.u8();
-  input.skip(1);
-  let destination: Uint8Array | undefined;
-  let lladdr: Uint8Array | undefined;
-  while (input.remaining >= 4) {
-    const length = input.u16h();
-    const type = input.u16h();
-    if (length < 4) input.fail(`attribute length ${length} is below its header's`);
-    if (type === NDA.destination) destination = input.take(length - 4);
-    else if (type === NDA.lladdr) lladdr = input.take(length - 4);
-    else input.skip(length - 4);
-    input.skip(Math.min(-length & 3, input.remaining));
+interface EntryFields {
+  readonly ifindex: number;
+  readonly state: number;
+  readonly flags: number;
+  /** Offset of the address, −1 for none. */
+  readonly destination: number;
+  readonly destinationBytes: number;
+  /** Offset of the MAC's six bytes, −1 for none. */
+  readonly lladdr: number;
+}
+
+/** By offsets instead of a reader and views: those cost more than all the rest of an entry. */
+function decodeEntry(b: Uint8Array, format: string): EntryFields {
+  if (b.length < HEADER_LENGTH) throw new DecodeError(format, b.length, `needs ${HEADER_LENGTH} bytes`);
+  let destination = -1;
+  let destinationBytes = 0;
+  let lladdr = -1;
+  for (let at = HEADER_LENGTH; at + 4 <= b.length;) {
+    const length = u16h(b, at);
+    if (length < 4 || at + length > b.length)
+      throw new DecodeError(format, at, `attribute length ${length} does not fit`);
+    const type = u16h(b, at + 2);
+    if (type === NDA.destination) {
+      destination = at + 4;
+      destinationBytes = length - 4;
+    } else if (type === NDA.lladdr && length === 10) lladdr = at + 4; // other devices have other lengths
+    at += (length + 3) & ~3;
   }
-  // Devices without MAC addresses have neighbors, too.
-  if (lladdr?.length !== 6) lladdr = undefined;
-  return { ifindex, state, flags, destination, lladdr };
+  const ifindex = u16h(b, 4) | (u16h(b, 6) << 16) | 0;
+  return { ifindex, state: u16h(b, 8), flags: b[10] ?? 0, destination, destinationBytes, lladdr };
 }
 
-const HEX = Array.from({ length: 256 }, (_, byte) => byte.toString(16).padStart(2, "0"));
+const HEADER_LENGTH = 12;
 
-function readMac(b: Uint8Array): MacAddr {
-  const pair = (i: number): string => HEX[b[i] ?? 0] ?? "";
-  return `${pair(0)}:${pair(1)}:${pair(2)}:${pair(3)}:${pair(4)}:${pair(5)}` as MacAddr;
+function u16h(b: Uint8Array, at: number): number {
+  return (b[at] ?? 0) | ((b[at + 1] ?? 0) << 8);
 }
 
-function readIp(b: Uint8Array): IpAddr {
-  return b.length === 4 ? (`${b[0]}.${b[1]}.${b[2]}.${b[3]}` as IpAddr) : ipFromBytes(b);
+/** ASCII codes of the two hex digits of each byte. */
+const HIGH = Uint8Array.from({ length: 256 }, (_, byte) => "0123456789abcdef".charCodeAt(byte >> 4));
+const LOW = Uint8Array.from({ length: 256 }, (_, byte) => "0123456789abcdef".charCodeAt(byte & 15));
+
+/** In one call on purpose: concatenation makes a rope, which every later map look-up has to flatten. */
+function readMac(b: Uint8Array, start: number): MacAddr {
+  const high = (i: number): number => HIGH[b[start + i] ?? 0] ?? 0;
+  const low = (i: number): number => LOW[b[start + i] ?? 0] ?? 0;
+  // prettier-ignore
+  return String.fromCharCode(
+    high(0), low(0), COLON, high(1), low(1), COLON, high(2), low(2), COLON,
+    high(3), low(3), COLON, high(4), low(4), COLON, high(5), low(5),
+  ) as MacAddr;
+}
+
+const COLON = 58;
+
+function readIp(b: Uint8Array, at: number, length: number): IpAddr {
+  if (length !== 4) return ipFromBytes(b.subarray(at, at + length));
+  return `${b[at]}.${b[at + 1]}.${b[at + 2]}.${b[at + 3]}` as IpAddr;
 }
 
 /** `0`–`9`, `a`–`f` only: a MacAddr is canonical. */
