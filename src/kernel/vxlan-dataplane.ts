@@ -8,44 +8,29 @@
 import { mkdirSync, readdirSync } from "node:fs";
 import { join } from "node:path";
 import { unreachable } from "../base/assert.ts";
-import { errorCode, errorText, NetError } from "../base/error.ts";
+import { errorCode, NetError } from "../base/error.ts";
 import type { EndpointId, NetworkId } from "../base/id.ts";
-import { type Cidr, formatCidr } from "../base/ip.ts";
-import { macFromIpv4 } from "../base/mac.ts";
-import { isIpv4 } from "../base/ip.ts";
-import type { DesiredCore, DesiredEndpoint, DesiredOverlay, Sandbox } from "../overlay/desired.ts";
-import {
-  BRIDGE_LINK,
-  bridgePortName,
-  endpointAlias,
-  endpointOfAlias,
-  namespaceName,
-  networkAlias,
-  networkOfNamespace,
-  VXLAN_LINK,
-} from "../overlay/naming.ts";
-import {
-  type ActualEndpoint,
-  type ActualGateway,
-  type ActualOverlay,
-  type ActualVxlan,
-  formatSandbox,
-  formatStep,
-  gatewayLink,
-  type OverlayStep,
-} from "../overlay/plan.ts";
-import type { InterfaceAddress } from "../wire/netlink/address.ts";
-import { type Link, type LinkInfo, MACVLAN_MODE_BRIDGE, type VxlanInfo } from "../wire/netlink/link.ts";
-import { encodeFdbEntry, NTF, NUD } from "../wire/netlink/neighbor.ts";
-import { NLM_F } from "../wire/netlink/message.ts";
-import { RTM } from "../wire/netlink/rtnetlink.ts";
+import type { DesiredCore, DesiredOverlay, Sandbox } from "../overlay/desired.ts";
+import { namespaceName, networkAlias, networkOfNamespace, VXLAN_LINK } from "../overlay/naming.ts";
+import { type ActualOverlay, formatStep, gatewayLink, type OverlayStep } from "../overlay/plan.ts";
+import type { Link } from "../wire/netlink/link.ts";
 import { deleteAddress, setAddress } from "./addresses.ts";
-import type { AppliedStep, Dataplane, ReadOptions, StepResult } from "./dataplane.ts";
-import { createLink, deleteLink, findLink, listLinks, setLink } from "./links.ts";
+import { ApplyRound, DONE } from "./apply-round.ts";
+import type { AppliedStep, Dataplane, ReadOptions } from "./dataplane.ts";
+import { createLink, deleteLink, listLinks, setLink } from "./links.ts";
 import { applyEntries, type EntryStep, isEntryStep } from "./neighbors.ts";
 import { NetlinkSocket, refusal } from "./netlink-socket.ts";
 import { IPROUTE_NETNS_DIRECTORY, Netns } from "./netns.ts";
-import { type LinkSnapshot, namespaceIdOf, NetworkNamespace } from "./network-namespace.ts";
+import { namespaceIdOf, NetworkNamespace } from "./network-namespace.ts";
+import {
+  createEndpoint,
+  createGateway,
+  requireLink,
+  setEndpoint,
+  setVxlan,
+  vxlanInfo,
+} from "./overlay-links.ts";
+import { actualEndpoints, actualGateway, actualVxlan } from "./overlay-reader.ts";
 
 export interface VxlanDataplaneOptions {
   /** Namespaces are pinned in its `netns/`. */
@@ -112,7 +97,7 @@ export class VxlanDataplane implements Dataplane {
   }
 
   apply(desired: DesiredOverlay, steps: readonly OverlayStep[]): readonly AppliedStep[] {
-    const round = new Round(desired.network);
+    const round = new ApplyRound(desired.network);
     const namespace = this.#find(desired.network);
     const run = (): void => this.#applyAll(desired, steps, round);
     if (namespace === undefined) {
@@ -129,7 +114,7 @@ export class VxlanDataplane implements Dataplane {
     this.#host.close();
   }
 
-  #applyAll(desired: DesiredOverlay, steps: readonly OverlayStep[], round: Round): void {
+  #applyAll(desired: DesiredOverlay, steps: readonly OverlayStep[], round: ApplyRound): void {
     for (let at = 0; at < steps.length;) {
       const step = steps[at];
       if (step === undefined) break;
@@ -145,7 +130,7 @@ export class VxlanDataplane implements Dataplane {
     }
   }
 
-  #applyEntries(network: NetworkId, steps: readonly EntryStep[], round: Round): void {
+  #applyEntries(network: NetworkId, steps: readonly EntryStep[], round: ApplyRound): void {
     const [first] = steps;
     if (first === undefined) return;
     if (round.isBlocked(first)) return round.skip(steps);
@@ -365,296 +350,6 @@ export class VxlanDataplane implements Dataplane {
   }
 }
 
-const DONE: StepResult = { status: "done" };
-
-/** What became of the steps so far, and which later ones have lost their ground. */
-class Round {
-  readonly applied: AppliedStep[] = [];
-  readonly #network: NetworkId;
-  #namespaceFailed = false;
-  #coreFailed = false;
-  #deleteFailed = false;
-
-  constructor(network: NetworkId) {
-    this.#network = network;
-  }
-
-  isBlocked(step: OverlayStep): boolean {
-    switch (step.type) {
-      case "create-namespace":
-        return false;
-      // Unpinning a namespace with something left in it would put that out of our reach.
-      case "delete-namespace":
-        return this.#deleteFailed;
-      case "set-sysctl":
-      case "delete-endpoint":
-      case "delete-gateway":
-      case "delete-vxlan":
-        return this.#namespaceFailed;
-      default:
-        return this.#namespaceFailed || this.#coreFailed;
-    }
-  }
-
-  attempt(step: OverlayStep, action: () => void): void {
-    if (this.isBlocked(step)) return this.skip([step]);
-    try {
-      action();
-      this.record(step, DONE);
-    } catch (error) {
-      this.fail(step, error);
-    }
-  }
-
-  fail(step: OverlayStep, error: unknown): void {
-    if (step.type === "create-namespace") this.#namespaceFailed = true;
-    if (step.type === "create-vxlan" || step.type === "create-gateway") this.#coreFailed = true;
-    if (step.type.startsWith("delete-")) this.#deleteFailed = true;
-    const what = formatStep(this.#network, step);
-    const text = errorText(error);
-    const wrapped =
-      error instanceof NetError && text.startsWith(what)
-        ? error
-        : new NetError(errorCode(error) ?? "EIO", `${what}: ${text}`, { cause: error });
-    this.record(step, { status: "failed", error: wrapped });
-  }
-
-  skip(steps: readonly OverlayStep[]): void {
-    for (const step of steps) this.record(step, { status: "skipped" });
-  }
-
-  record(step: OverlayStep, result: StepResult): void {
-    this.applied.push({ step, result });
-  }
-}
-
-function vxlanInfo(core: DesiredCore): VxlanInfo {
-  return {
-    kind: "vxlan",
-    vni: core.vni,
-    port: core.dataPathPort,
-    // Its family makes the device IPv4 or IPv6, as Docker does with the group `::`; and with several addresses
-    // on the host our packets come from the one that is our VTEP.
-    local: core.vtep,
-    ...FIXED_FLAGS,
-  };
-}
-
-/** No group and no learning: no entry exists that the plan did not put there, and unknown MACs go nowhere. */
-const FIXED_FLAGS = {
-  learning: false,
-  proxy: true,
-  l2miss: false,
-  l3miss: false,
-  udpChecksum: true,
-  udpZeroChecksum6Tx: false,
-  udpZeroChecksum6Rx: false,
-  collectMetadata: false,
-} as const;
-
-function actualVxlan(links: LinkSnapshot): ActualVxlan | undefined {
-  const { vxlan } = links;
-  if (vxlan?.info?.kind !== "vxlan") return undefined;
-  const { info } = vxlan;
-  const flags = Object.entries(FIXED_FLAGS) as [keyof typeof FIXED_FLAGS, boolean][];
-  return {
-    vni: info.vni,
-    dataPathPort: info.port,
-    vtep: info.local,
-    ipv6: info.local?.includes(":") ?? false,
-    flagsMatch: info.group === undefined && flags.every(([flag, value]) => info[flag] === value),
-    mtu: vxlan.mtu,
-    up: vxlan.up,
-    onBridge: vxlan.master !== undefined,
-  };
-}
-
-function actualGateway(links: LinkSnapshot): ActualGateway | undefined {
-  const found: readonly (readonly [ActualGateway["linkKind"], Link | undefined])[] = [
-    ["macvlan", links.macvlanGateway],
-    ["veth", links.bridge],
-  ];
-  for (const [linkKind, link] of found) {
-    if (link === undefined) continue;
-    return { linkKind, mtu: link.mtu, up: link.up, addresses: addressesOf(links.addresses, link.ifindex) };
-  }
-  return undefined;
-}
-
-function addressesOf(addresses: readonly InterfaceAddress[], ifindex: number): Cidr[] {
-  return addresses
-    .filter((entry) => entry.ifindex === ifindex && entry.scope === 0)
-    .map((entry) => entry.address);
-}
-
-/** Interfaces in sandboxes that carry our mark, or that we made and died before marking. */
-function actualEndpoints(desired: DesiredOverlay, links: LinkSnapshot): ActualEndpoint[] {
-  const found: ActualEndpoint[] = [];
-  for (const sandbox of links.sandboxes) {
-    for (const link of sandbox.links) {
-      const marked = endpointOfAlias(desired.network, link.alias);
-      const id = marked ?? findUnmarked(desired, links, link);
-      if (id === undefined || link.mac === undefined) continue;
-      found.push({
-        id,
-        sandbox: sandbox.nsid,
-        ifname: link.name,
-        linkKind: link.kind === "veth" ? "veth" : "macvlan",
-        mac: link.mac,
-        mtu: link.mtu,
-        up: link.up,
-        attached: marked !== undefined && (link.kind !== "veth" || isPortAttached(links, id)),
-        addresses: addressesOf(sandbox.addresses, link.ifindex),
-      });
-    }
-  }
-  return found;
-}
-
-function findUnmarked(desired: DesiredOverlay, links: LinkSnapshot, link: Link): EndpointId | undefined {
-  if (link.alias !== "" || link.link === undefined) return undefined;
-  const lower = link.link;
-  const onOurs =
-    link.kind === "veth"
-      ? links.ports.some((port) => port.ifindex === lower)
-      : links.vxlan?.ifindex === lower && link.linkNetnsId !== undefined;
-  if (!onOurs) return undefined;
-  for (const endpoint of desired.endpoints.values())
-    if (endpoint.ifname === link.name && endpoint.mac === link.mac) return endpoint.id;
-  return undefined;
-}
-
-function isPortAttached(links: LinkSnapshot, id: EndpointId): boolean {
-  const port = links.ports.find((candidate) => candidate.name === bridgePortName(id));
-  return port !== undefined && port.up && port.master !== undefined && port.master === links.bridge?.ifindex;
-}
-
-function setVxlan(namespace: NetworkNamespace, core: DesiredCore, what: string): void {
-  const { socket } = namespace;
-  const { ifindex, master } = requireLink(socket, VXLAN_LINK);
-  const wanted = core.linkKind === "veth" ? requireLink(socket, BRIDGE_LINK).ifindex : 0;
-  setLink(socket, what, {
-    ifindex,
-    mtu: core.mtu,
-    up: true,
-    alias: networkAlias(namespace.network),
-    ...((master ?? 0) === wanted ? {} : { master: wanted }),
-  });
-  // By itself: a request with VXLAN data and an MTU is refused ("Cannot change mtu"), whatever the MTU.
-  setLink(socket, what, { ifindex, info: { kind: "vxlan-change", local: core.vtep } });
-}
-
-function createGateway(namespace: NetworkNamespace, core: DesiredCore, what: string): void {
-  const { socket } = namespace;
-  const name = gatewayLink(core.linkKind);
-  // The gateway's MAC is the same on every node, as its address is: an endpoint that moves keeps its cache.
-  const mac = isIpv4(core.gateway.ip) ? { mac: macFromIpv4(core.gateway.ip) } : {};
-  const macvlan = core.linkKind === "macvlan";
-  createLink(socket, what, {
-    name,
-    mtu: core.mtu,
-    ...mac,
-    ...(macvlan ? { link: requireLink(socket, VXLAN_LINK).ifindex } : {}),
-    info: macvlan ? MACVLAN : { kind: "bridge", multicastSnooping: false },
-  });
-  const { ifindex } = requireLink(socket, name);
-  setLink(socket, what, { ifindex, up: true, alias: networkAlias(namespace.network) });
-  setAddress(socket, what, ifindex, core.gateway);
-}
-
-const MACVLAN: LinkInfo = { kind: "macvlan", mode: MACVLAN_MODE_BRIDGE };
-
-function createEndpoint(
-  namespace: NetworkNamespace,
-  sandbox: Netns,
-  endpoint: DesiredEndpoint,
-  core: DesiredCore,
-  what: string,
-): void {
-  const { socket } = namespace;
-  namespace.register(sandbox);
-  const inSandbox = { name: endpoint.ifname, mac: endpoint.mac, mtu: core.mtu, netnsFd: sandbox.fd };
-  try {
-    if (core.linkKind === "macvlan") {
-      const link = requireLink(socket, VXLAN_LINK).ifindex;
-      createLink(socket, what, { ...inSandbox, link, info: MACVLAN });
-    } else {
-      const name = bridgePortName(endpoint.id);
-      // A pair whose sandbox died half way: its end here keeps the name.
-      deleteLink(socket, what, { name });
-      createLink(socket, what, { name, mtu: core.mtu, info: { kind: "veth", peer: inSandbox } });
-    }
-  } catch (error) {
-    if (errorCode(error) !== "EEXIST") throw error;
-    const where = formatSandbox(endpoint.sandbox);
-    const text = `${what}: EEXIST (there is already an interface ${endpoint.ifname} in ${where} that is not ours)`;
-    throw new NetError("EEXIST", text, { cause: error });
-  }
-  configureEndpoint(namespace, sandbox, endpoint, core, endpoint.ifname, what);
-}
-
-function setEndpoint(
-  namespace: NetworkNamespace,
-  sandbox: Netns,
-  step: Extract<OverlayStep, { readonly type: "set-endpoint" }>,
-  what: string,
-): void {
-  const ifindex = configureEndpoint(namespace, sandbox, step.endpoint, step.core, step.ifname, what);
-  if (step.remove.length === 0) return;
-  using socket = new NetlinkSocket("route", sandbox);
-  for (const address of step.remove) deleteAddress(socket, what, ifindex, address);
-}
-
-/** Everything of an interface that can be set on a living one. Returns its ifindex. */
-function configureEndpoint(
-  namespace: NetworkNamespace,
-  sandbox: Netns,
-  endpoint: DesiredEndpoint,
-  core: DesiredCore,
-  currentName: string,
-  what: string,
-): number {
-  const alias = endpointAlias(namespace.network, endpoint.id);
-  if (core.linkKind === "veth") attachPort(namespace, endpoint, core, alias, what);
-  using socket = new NetlinkSocket("route", sandbox);
-  const link = requireLink(socket, currentName);
-  const { ifindex } = link;
-  setLink(socket, what, {
-    ifindex,
-    alias,
-    mtu: core.mtu,
-    ...(link.mac === endpoint.mac ? {} : { mac: endpoint.mac }),
-    ...(link.name === endpoint.ifname ? {} : { name: endpoint.ifname }),
-  });
-  setAddress(socket, what, ifindex, endpoint.address);
-  setLink(socket, what, { ifindex, up: true });
-  return ifindex;
-}
-
-/** The bridge's end of a pair: a port with a static entry, so that a MAC that came back from elsewhere is found at once. */
-function attachPort(
-  namespace: NetworkNamespace,
-  endpoint: DesiredEndpoint,
-  core: DesiredCore,
-  alias: string,
-  what: string,
-): void {
-  const { socket } = namespace;
-  const { ifindex } = requireLink(socket, bridgePortName(endpoint.id));
-  const master = requireLink(socket, BRIDGE_LINK).ifindex;
-  setLink(socket, what, { ifindex, alias, mtu: core.mtu, master, up: true });
-  socket.request(what, {
-    type: RTM.newNeighbor,
-    flags: NLM_F.create | NLM_F.replace,
-    // NOARP is bridge(8)'s "static"; "permanent" would mean the bridge's own address.
-    encode: (out) =>
-      encodeFdbEntry(
-        { ifindex, mac: endpoint.mac, vtep: undefined, state: NUD.noArp, flags: NTF.master },
-        out,
-      ),
-  });
-}
-
 function setSysctl(netns: Netns, name: string, value: string): void {
   try {
     netns.writeSysctl(name, value);
@@ -662,12 +357,6 @@ function setSysctl(netns: Netns, name: string, value: string): void {
     // A kernel without br_netfilter has nothing to switch off.
     if (errorCode(error) !== "ENOENT") throw error;
   }
-}
-
-function requireLink(socket: NetlinkSocket, name: string): Link {
-  const link = findLink(socket, { name });
-  if (link === undefined) throw new NetError("ENODEV", `find link ${name}: ENODEV (it is not there)`);
-  return link;
 }
 
 /** Only the initial namespace has these; elsewhere the host's administrator must have set them. */

@@ -1,0 +1,175 @@
+/**
+ * Makes and sets the links of an overlay network: VXLAN device, gateway, endpoints. `what` begins every error.
+ */
+import { errorCode, NetError } from "../base/error.ts";
+import { isIpv4 } from "../base/ip.ts";
+import { macFromIpv4 } from "../base/mac.ts";
+import type { DesiredCore, DesiredEndpoint } from "../overlay/desired.ts";
+import { BRIDGE_LINK, bridgePortName, endpointAlias, networkAlias, VXLAN_LINK } from "../overlay/naming.ts";
+import { formatSandbox, gatewayLink, type OverlayStep } from "../overlay/plan.ts";
+import { type Link, type LinkInfo, MACVLAN_MODE_BRIDGE, type VxlanInfo } from "../wire/netlink/link.ts";
+import { NLM_F } from "../wire/netlink/message.ts";
+import { encodeFdbEntry, NTF, NUD } from "../wire/netlink/neighbor.ts";
+import { RTM } from "../wire/netlink/rtnetlink.ts";
+import { deleteAddress, setAddress } from "./addresses.ts";
+import { createLink, deleteLink, findLink, setLink } from "./links.ts";
+import { NetlinkSocket } from "./netlink-socket.ts";
+import type { Netns } from "./netns.ts";
+import type { NetworkNamespace } from "./network-namespace.ts";
+
+export function vxlanInfo(core: DesiredCore): VxlanInfo {
+  return {
+    kind: "vxlan",
+    vni: core.vni,
+    port: core.dataPathPort,
+    // Its family makes the device IPv4 or IPv6, as Docker does with the group `::`; and with several addresses
+    // on the host our packets come from the one that is our VTEP.
+    local: core.vtep,
+    ...VXLAN_FLAGS,
+  };
+}
+
+/** No group and no learning: no entry exists that the plan did not put there, and unknown MACs go nowhere. */
+export const VXLAN_FLAGS = {
+  learning: false,
+  proxy: true,
+  l2miss: false,
+  l3miss: false,
+  udpChecksum: true,
+  udpZeroChecksum6Tx: false,
+  udpZeroChecksum6Rx: false,
+  collectMetadata: false,
+} as const;
+
+export function setVxlan(namespace: NetworkNamespace, core: DesiredCore, what: string): void {
+  const { socket } = namespace;
+  const { ifindex, master } = requireLink(socket, VXLAN_LINK);
+  const wanted = core.linkKind === "veth" ? requireLink(socket, BRIDGE_LINK).ifindex : 0;
+  setLink(socket, what, {
+    ifindex,
+    mtu: core.mtu,
+    up: true,
+    alias: networkAlias(namespace.network),
+    ...((master ?? 0) === wanted ? {} : { master: wanted }),
+  });
+  // By itself: a request with VXLAN data and an MTU is refused ("Cannot change mtu"), whatever the MTU.
+  setLink(socket, what, { ifindex, info: { kind: "vxlan-change", local: core.vtep } });
+}
+
+export function createGateway(namespace: NetworkNamespace, core: DesiredCore, what: string): void {
+  const { socket } = namespace;
+  const name = gatewayLink(core.linkKind);
+  // The gateway's MAC is the same on every node, as its address is: an endpoint that moves keeps its cache.
+  const mac = isIpv4(core.gateway.ip) ? { mac: macFromIpv4(core.gateway.ip) } : {};
+  const macvlan = core.linkKind === "macvlan";
+  createLink(socket, what, {
+    name,
+    mtu: core.mtu,
+    ...mac,
+    ...(macvlan ? { link: requireLink(socket, VXLAN_LINK).ifindex } : {}),
+    info: macvlan ? MACVLAN : { kind: "bridge", multicastSnooping: false },
+  });
+  const { ifindex } = requireLink(socket, name);
+  setLink(socket, what, { ifindex, up: true, alias: networkAlias(namespace.network) });
+  setAddress(socket, what, ifindex, core.gateway);
+}
+
+const MACVLAN: LinkInfo = { kind: "macvlan", mode: MACVLAN_MODE_BRIDGE };
+
+export function createEndpoint(
+  namespace: NetworkNamespace,
+  sandbox: Netns,
+  endpoint: DesiredEndpoint,
+  core: DesiredCore,
+  what: string,
+): void {
+  const { socket } = namespace;
+  namespace.register(sandbox);
+  const inSandbox = { name: endpoint.ifname, mac: endpoint.mac, mtu: core.mtu, netnsFd: sandbox.fd };
+  try {
+    if (core.linkKind === "macvlan") {
+      const link = requireLink(socket, VXLAN_LINK).ifindex;
+      createLink(socket, what, { ...inSandbox, link, info: MACVLAN });
+    } else {
+      const name = bridgePortName(endpoint.id);
+      // A pair whose sandbox died half way: its end here keeps the name.
+      deleteLink(socket, what, { name });
+      createLink(socket, what, { name, mtu: core.mtu, info: { kind: "veth", peer: inSandbox } });
+    }
+  } catch (error) {
+    if (errorCode(error) !== "EEXIST") throw error;
+    const where = formatSandbox(endpoint.sandbox);
+    const text = `${what}: EEXIST (there is already an interface ${endpoint.ifname} in ${where} that is not ours)`;
+    throw new NetError("EEXIST", text, { cause: error });
+  }
+  configureEndpoint(namespace, sandbox, endpoint, core, endpoint.ifname, what);
+}
+
+export function setEndpoint(
+  namespace: NetworkNamespace,
+  sandbox: Netns,
+  step: Extract<OverlayStep, { readonly type: "set-endpoint" }>,
+  what: string,
+): void {
+  const ifindex = configureEndpoint(namespace, sandbox, step.endpoint, step.core, step.ifname, what);
+  if (step.remove.length === 0) return;
+  using socket = new NetlinkSocket("route", sandbox);
+  for (const address of step.remove) deleteAddress(socket, what, ifindex, address);
+}
+
+/** Everything of an interface that can be set on a living one. Returns its ifindex. */
+function configureEndpoint(
+  namespace: NetworkNamespace,
+  sandbox: Netns,
+  endpoint: DesiredEndpoint,
+  core: DesiredCore,
+  currentName: string,
+  what: string,
+): number {
+  const alias = endpointAlias(namespace.network, endpoint.id);
+  if (core.linkKind === "veth") attachPort(namespace, endpoint, core, alias, what);
+  using socket = new NetlinkSocket("route", sandbox);
+  const link = requireLink(socket, currentName);
+  const { ifindex } = link;
+  setLink(socket, what, {
+    ifindex,
+    alias,
+    mtu: core.mtu,
+    ...(link.mac === endpoint.mac ? {} : { mac: endpoint.mac }),
+    ...(link.name === endpoint.ifname ? {} : { name: endpoint.ifname }),
+  });
+  setAddress(socket, what, ifindex, endpoint.address);
+  setLink(socket, what, { ifindex, up: true });
+  return ifindex;
+}
+
+/** The bridge's end of a pair: a port with a static entry, so that a MAC that came back from elsewhere is found at once. */
+function attachPort(
+  namespace: NetworkNamespace,
+  endpoint: DesiredEndpoint,
+  core: DesiredCore,
+  alias: string,
+  what: string,
+): void {
+  const { socket } = namespace;
+  const { ifindex } = requireLink(socket, bridgePortName(endpoint.id));
+  const master = requireLink(socket, BRIDGE_LINK).ifindex;
+  setLink(socket, what, { ifindex, alias, mtu: core.mtu, master, up: true });
+  socket.request(what, {
+    type: RTM.newNeighbor,
+    flags: NLM_F.create | NLM_F.replace,
+    // NOARP is bridge(8)'s "static"; "permanent" would mean the bridge's own address.
+    encode: (out) =>
+      encodeFdbEntry(
+        { ifindex, mac: endpoint.mac, vtep: undefined, state: NUD.noArp, flags: NTF.master },
+        out,
+      ),
+  });
+}
+
+/** @throws NetError `ENODEV` */
+export function requireLink(socket: NetlinkSocket, name: string): Link {
+  const link = findLink(socket, { name });
+  if (link === undefined) throw new NetError("ENODEV", `find link ${name}: ENODEV (it is not there)`);
+  return link;
+}
