@@ -266,7 +266,10 @@ export class MeshRunner implements Dependent {
       entryNodes: this.#entryNodes(),
       overlayRanges: node.state.networks().map((network) => network.subnet),
       keepClientAddress: this.#legReadySince !== undefined && now - this.#legReadySince >= LEG_KNOWN_MS,
-      underlay: { dataPathPort: this.#agent.config.dataPathPort, vteps: [...vteps] },
+      // Without an endpoint there is no VXLAN device here to protect, and nothing of ours at all.
+      ...(this.#agent.endpoints.networks().size === 0
+        ? {}
+        : { underlay: { dataPathPort: this.#agent.config.dataPathPort, vteps: [...vteps] } }),
     };
   }
 
