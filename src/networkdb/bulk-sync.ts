@@ -1,27 +1,36 @@
 /**
- * Bulk sync: whole tables by stream, in pages (networkdb.md §8, §16).
+ * Bulk sync: whole tables by stream (networkdb.md §8, §16), and less than whole ones among peers of our kind.
  *
- * A request and a reply of upstream are one message each, however large. Here both are cut into pages: the first page
- * of a request asks (`unsolicited`), every other page is a push that needs no answer, and all but the last are marked
- * `partial`, so that a peer of our kind knows when it has everything. Upstream takes the first page for the reply and
- * applies the others as they come.
+ * A request of ours brings digests in place of rows. A peer of our kind replies with the rows of the buckets that
+ * differ and with its own digests; when the reply is complete, our rows of what still differs are pushed. Two nodes that
+ * agree exchange a few kilobytes, whatever they hold. A peer of Docker's skips the digests, replies with all it has, and
+ * gets all we have pushed. Upstream puts its rows into the request instead; either way needs no answer to be merged.
+ *
+ * Replies and pushes are cut into pages, each of which says whether more follow. Upstream takes the first page for the
+ * whole reply and applies the others as they come.
  */
 import type { NetworkId, NodeName } from "../base/id.ts";
 import { sample } from "../base/random.ts";
 import { after, earliest, type Instant } from "../base/time.ts";
-import { BulkSyncPayload, type BulkSync as BulkSyncMessage } from "../wire/networkdb/bulk-sync.ts";
+import {
+  DIGEST_BUCKET_BYTES,
+  type BulkSync as BulkSyncMessage,
+  type NetworkDigest,
+} from "../wire/networkdb/bulk-sync.ts";
 import { encodeNetworkDbMessage } from "../wire/networkdb/message.ts";
-import type { TableEvent } from "../wire/networkdb/table-event.ts";
 import type { OwnAttachment } from "./attachment.ts";
 import type { Database } from "./database.ts";
-import { residualSeconds, type Entry } from "./entry.ts";
+import { BucketSet, bucketCountFor, digestRows } from "./digest.ts";
+import { isShared, PageJob, type PageJobOptions } from "./page-job.ts";
 
-/** Pages waiting for all peers. A job is an iterator, not the pages, so this bounds little memory; it bounds lying peers. */
+/** Peers waiting for pages. A job is a place in the tables, not the pages: the bound is for peers that lie. */
 const MAX_JOBS = 1_024;
 /** Requests waiting for an answer. */
 const MAX_PENDING = 1_024;
 /** Peers a burst is pushed to; beyond them relaying and periodic bulk sync do the rest. */
 const BURST_FANOUT = 32;
+/** Of all digests in one message. */
+const MAX_DIGEST_BYTES = 128 * 1_024;
 
 export class BulkSync {
   readonly #db: Database;
@@ -60,18 +69,14 @@ export class BulkSync {
     for (const attachment of this.#db.attachments.own.values()) {
       if (attachment.leaving || attachment.loaded) continue;
       const underway = this.#pending.filter(({ networks }) => networks.includes(attachment.network)).length;
-      for (const peer of this.#choosePeers(
-        attachment,
-        requests,
-        this.#db.config.bulkSyncParallel - underway,
-      )) {
+      const peers = this.#choosePeers(attachment, requests, this.#db.config.bulkSyncParallel - underway);
+      for (const peer of peers) {
         attachment.asked.add(peer);
         requests.set(peer, [...(requests.get(peer) ?? []), attachment.network]);
       }
-      const asked = [...requests.values()].some((networks) => networks.includes(attachment.network));
-      if (underway === 0 && !asked) this.#markInSync(attachment);
+      if (underway + peers.length === 0) this.#markInSync(attachment);
     }
-    for (const [peer, networks] of requests) this.request(peer, networks, now);
+    for (const [peer, networks] of requests) this.#request(peer, networks, now);
   }
 
   /** One random peer for every attached network; networks an exchange covers anyway are not asked for again. */
@@ -83,50 +88,35 @@ export class BulkSync {
       if (peer === undefined) continue;
       const networks = this.#common(peer);
       for (const common of networks) covered.add(common);
-      this.request(peer, networks, now, true);
+      this.#request(peer, networks, now, true);
     }
   }
 
   /** Exchanges everything with a node that returned. */
   withPeer(peer: NodeName, now: Instant): void {
     const networks = this.#common(peer);
-    if (networks.length > 0) this.request(peer, networks, now);
-  }
-
-  /** Opens an exchange about `networks`; with `retry` another peer is asked when this one fails. */
-  request(peer: NodeName, networks: readonly NetworkId[], now: Instant, retry = false): void {
-    if (this.#pending.length >= MAX_PENDING) return this.#db.count("bulk-sync-jobs-full");
-    const job = new PageJob("request", peer, networks, now);
-    if (!this.#addJob(job)) return;
-    // The time is that of the first page once it is sent; no answer can come before.
-    this.#pending.push({
-      peer,
-      job,
-      networks,
-      retry,
-      deadline: after(now, this.#db.config.bulkSyncTimeoutMs),
-    });
-    this.#armTimeout();
-    this.#sendPages(now);
+    if (networks.length > 0) this.#request(peer, networks, now);
   }
 
   /** Answers and releases waiters; the rows of the message are applied already. */
   receive(message: BulkSyncMessage, now: Instant): void {
-    const { node: peer, time } = message;
+    const { node: peer, time, unsolicited, page } = message;
+    // A request of Docker's holds all its rows, which is all one can wait for; one of ours holds none.
+    const answers = !unsolicited || page === "whole";
     for (const pending of [...this.#pending]) {
-      if (pending.peer !== peer || pending.job.openedAt === undefined || time <= pending.job.openedAt)
-        continue;
-      if (message.partial) pending.deadline = after(now, this.#db.config.bulkSyncTimeoutMs);
-      else this.#succeed(pending);
+      const { openedAt } = pending.job;
+      if (!answers || pending.peer !== peer || openedAt === undefined || time <= openedAt) continue;
+      if (message.digests.length > 0) pending.digests = message.digests;
+      if (page === "more") pending.deadline = after(now, this.#db.config.bulkSyncTimeoutMs);
+      else this.#succeed(pending, message, now);
     }
-    if (message.unsolicited) this.#reply(peer, message.networks, now);
+    if (unsolicited) this.#reply(message, now);
     this.joinSync(now);
   }
 
   /** Nothing more will come from this peer, and nothing reaches it. */
   peerFailed(peer: NodeName, now: Instant): void {
-    for (let i = this.#jobs.length - 1; i >= 0; i--)
-      if (this.#jobs[i]?.peer === peer) this.#jobs.splice(i, 1);
+    for (let i = this.#jobs.length - 1; i >= 0; i--) if (this.#jobs[i]?.peer === peer) this.#jobs.splice(i, 1);
     this.#fail((pending) => pending.peer === peer, now);
   }
 
@@ -140,40 +130,13 @@ export class BulkSync {
     this.#db.count("burst-pushed", events.length);
     const pages = pagesOf(events, this.#db.config.bulkSyncPageBytes);
     for (const peer of this.#db.samplePeers(network, BURST_FANOUT)) {
-      this.#addJob(new PageJob("push", peer, [network], now, pages));
+      this.#addJob({ kind: "push", peer, networks: [network], pages }, now);
     }
-    this.#sendPages(now);
+    this.sendPages(now);
   };
 
   /** Sends as many pages as the credit of this interval allows, to the waiting peers in turn. */
-  pageTimer(now: Instant): void {
-    this.#sendPages(now);
-  }
-
-  get waiting(): number {
-    return this.#pending.length;
-  }
-
-  #reply(peer: NodeName, networks: readonly NetworkId[], now: Instant): void {
-    if (this.#db.nodes.get(peer) === undefined) return this.#db.count("bulk-sync-unknown-sender");
-    const ours = networks.filter((network) => this.#db.attachments.joined(network) !== undefined);
-    const running = this.#jobs.find((job) => job.kind === "reply" && job.peer === peer);
-    // However often a peer asks, it is served by one pass at a time.
-    if (running !== undefined) for (const network of ours) running.addNetwork(network);
-    else if (!this.#addJob(new PageJob("reply", peer, ours, now))) return;
-    this.#sendPages(now);
-  }
-
-  #addJob(job: PageJob): boolean {
-    if (this.#jobs.length >= MAX_JOBS) {
-      this.#db.count("bulk-sync-jobs-full");
-      return false;
-    }
-    this.#jobs.push(job);
-    return true;
-  }
-
-  #sendPages(now: Instant): void {
+  sendPages(now: Instant): void {
     const { config, timers } = this.#db;
     if (this.#creditUntil === undefined || this.#creditUntil <= now) {
       this.#creditUntil = after(now, config.bulkSyncPageIntervalMs);
@@ -183,7 +146,7 @@ export class BulkSync {
       const job = this.#jobs.shift();
       if (job === undefined) return;
       const node = this.#db.nodes.get(job.peer);
-      // Gone or left meanwhile; a failed one may have been declared so wrongly and still get its reply.
+      // Left meanwhile. A failed one may have been declared so wrongly, and still gets its reply.
       if (node === undefined || node.state === "left") continue;
       const payload = job.nextPage(this.#db, now);
       this.#credit -= payload.length;
@@ -194,7 +157,44 @@ export class BulkSync {
     if (this.#jobs.length > 0) timers.set("bulk-sync-page", this.#creditUntil);
   }
 
-  #succeed(pending: Pending): void {
+  /** Opens an exchange about `networks`; with `retry` another peer is asked when this one fails. */
+  #request(peer: NodeName, networks: readonly NetworkId[], now: Instant, retry = false): void {
+    if (this.#pending.length >= MAX_PENDING) return this.#db.count("bulk-sync-jobs-full");
+    const digests = this.#digestsOf(networks);
+    const job = this.#addJob({ kind: "request", peer, networks, digests }, now);
+    if (job === undefined) return;
+    const deadline = after(now, this.#db.config.bulkSyncTimeoutMs);
+    this.#pending.push({ peer, job, networks, retry, deadline, digests: [] });
+    this.#armTimeout();
+    this.sendPages(now);
+  }
+
+  #reply(request: BulkSyncMessage, now: Instant): void {
+    const { node: peer } = request;
+    if (this.#db.nodes.get(peer) === undefined) return this.#db.count("bulk-sync-unknown-sender");
+    const networks = request.networks.filter((network) => this.#db.attachments.joined(network) !== undefined);
+    const { ours, differing } = this.#compare(request.digests);
+    // However often a peer asks, it is served by one pass at a time.
+    const running = this.#jobs.find((job) => job.kind === "reply" && job.peer === peer);
+    if (running !== undefined) {
+      for (const network of networks) running.addNetwork(network, differing.get(network));
+    } else {
+      this.#addJob({ kind: "reply", peer, networks, only: differing, digests: ours }, now);
+    }
+    this.sendPages(now);
+  }
+
+  #addJob(options: PageJobOptions, now: Instant): PageJob | undefined {
+    if (this.#jobs.length >= MAX_JOBS) {
+      this.#db.count("bulk-sync-jobs-full");
+      return undefined;
+    }
+    const job = new PageJob(options, now);
+    this.#jobs.push(job);
+    return job;
+  }
+
+  #succeed(pending: Pending, answer: BulkSyncMessage, now: Instant): void {
     this.#db.count("bulk-sync-succeeded");
     this.#pending.splice(this.#pending.indexOf(pending), 1);
     for (const network of pending.networks) {
@@ -203,6 +203,20 @@ export class BulkSync {
       attachment.loaded = true;
       this.#markInSync(attachment);
     }
+    // Its own request, which happened to come first, is about to be replied to in full.
+    if (answer.unsolicited) return;
+    // The peer's rows are merged; what still differs is ours to tell.
+    const { differing } = this.#compare(pending.digests);
+    const networks = pending.networks.filter((network) =>
+      answer.page === "whole" ? this.#hasRows(network) : (differing.get(network)?.size ?? 0) > 0,
+    );
+    if (networks.length === 0) return;
+    this.#addJob({ kind: "push", peer: pending.peer, networks, only: differing }, now);
+    this.sendPages(now);
+  }
+
+  #hasRows(network: NetworkId): boolean {
+    return (this.#db.attachments.joined(network)?.rows.size ?? 0) > 0;
   }
 
   #fail(which: (pending: Pending) => boolean, now: Instant): void {
@@ -214,7 +228,7 @@ export class BulkSync {
       const network = pending.networks[0];
       if (!pending.retry || network === undefined) continue;
       const other = this.#db.samplePeers(network, 2).find((peer) => peer !== pending.peer);
-      if (other !== undefined) this.request(other, this.#common(other), now);
+      if (other !== undefined) this.#request(other, this.#common(other), now);
     }
     this.joinSync(now);
   }
@@ -223,6 +237,36 @@ export class BulkSync {
     if (attachment.inSync) return;
     attachment.inSync = true;
     this.#db.emit({ type: "network-in-sync", network: attachment.network });
+  }
+
+  #digestsOf(networks: readonly NetworkId[]): NetworkDigest[] {
+    const limit = MAX_DIGEST_BYTES / DIGEST_BUCKET_BYTES / networks.length;
+    return networks.flatMap((network) => {
+      const attachment = this.#db.attachments.joined(network);
+      if (attachment === undefined) return [];
+      return [{ network, buckets: this.#digest(attachment, bucketCountFor(attachment.rows.size, limit)) }];
+    });
+  }
+
+  /** Our digests in the peer's sizes, and the buckets of each network that are not the same. */
+  #compare(digests: readonly NetworkDigest[]): {
+    readonly ours: readonly NetworkDigest[];
+    readonly differing: ReadonlyMap<NetworkId, BucketSet>;
+  } {
+    const ours: NetworkDigest[] = [];
+    const differing = new Map<NetworkId, BucketSet>();
+    for (const { network, buckets } of digests) {
+      const attachment = this.#db.attachments.joined(network);
+      if (attachment === undefined || differing.has(network)) continue;
+      const own = this.#digest(attachment, buckets.length / DIGEST_BUCKET_BYTES);
+      ours.push({ network, buckets: own });
+      differing.set(network, new BucketSet(own, buckets));
+    }
+    return { ours, differing };
+  }
+
+  #digest({ rows }: OwnAttachment, bucketCount: number): Uint8Array {
+    return digestRows(rows, bucketCount, (entry) => isShared(this.#db, entry));
   }
 
   /** Networks both this node and the peer are on. */
@@ -261,112 +305,11 @@ interface Pending {
   readonly networks: readonly NetworkId[];
   readonly retry: boolean;
   deadline: Instant;
+  /** What the peer said it held when it replied. */
+  digests: readonly NetworkDigest[];
 }
 
-/** What one peer still has to be sent. */
-class PageJob {
-  readonly kind: "request" | "reply" | "push";
-  readonly peer: NodeName;
-  /** Time of the first page: an answer must be later. */
-  openedAt: number | undefined;
-  done = false;
-  /** Still to be sent. */
-  readonly #networks: NetworkId[];
-  readonly #covered: NetworkId[];
-  /** Of a push: payloads made already, shared by all its peers. */
-  readonly #pages: Uint8Array[] | undefined;
-  #rows: Iterator<TableEvent, void, undefined> | undefined;
-  #ahead: TableEvent | undefined;
-  /** When the page being made is sent; residual times count from here. */
-  #now: Instant;
-
-  constructor(
-    kind: PageJob["kind"],
-    peer: NodeName,
-    networks: readonly NetworkId[],
-    now: Instant,
-    pages?: readonly Uint8Array[],
-  ) {
-    this.kind = kind;
-    this.peer = peer;
-    this.#networks = [...networks];
-    this.#covered = [...networks];
-    this.#now = now;
-    this.#pages = pages && [...pages];
-  }
-
-  /** A network asked for again is sent again, unless its turn has yet to come. */
-  addNetwork(network: NetworkId): void {
-    if (!this.#networks.includes(network)) this.#networks.push(network);
-    if (!this.#covered.includes(network)) this.#covered.push(network);
-  }
-
-  /** The next message; sets `done` with the last one. */
-  nextPage(db: Database, now: Instant): Uint8Array {
-    this.#now = now;
-    const body = this.#pages === undefined ? this.#nextRows(db) : this.#nextPrepared();
-    const time = db.tableClock.increment();
-    const opens = this.kind === "request" && this.openedAt === undefined;
-    if (this.openedAt === undefined) this.openedAt = time;
-    return encodeNetworkDbMessage({
-      type: "bulk-sync",
-      time,
-      unsolicited: opens,
-      node: db.self,
-      networks: this.#covered,
-      payload: body,
-      // A push is never the end of an exchange the peer may be waiting for.
-      partial: !this.done || this.kind === "push",
-    });
-  }
-
-  #nextPrepared(): Uint8Array {
-    const page = this.#pages?.shift() ?? new BulkSyncPayload().finish();
-    this.done = this.#pages?.length === 0;
-    return page;
-  }
-
-  #nextRows(db: Database): Uint8Array {
-    const payload = new BulkSyncPayload();
-    this.#rows ??= this.#events(db);
-    this.#ahead ??= this.#rows.next().value ?? undefined;
-    while (this.#ahead !== undefined && payload.estimatedBytes < db.config.bulkSyncPageBytes) {
-      payload.add(this.#ahead);
-      this.#ahead = this.#rows.next().value ?? undefined;
-    }
-    this.done = this.#ahead === undefined;
-    return payload.finish();
-  }
-
-  /** Rows of the networks still to be sent, as they are when their turn comes; the tables may change meanwhile. */
-  *#events(db: Database): Generator<TableEvent, void, undefined> {
-    for (let network = this.#networks.shift(); network !== undefined; network = this.#networks.shift()) {
-      const attachment = db.attachments.joined(network);
-      if (attachment === undefined) continue;
-      for (const [table, key, entry] of attachment.rows.all()) {
-        if (attachment.leaving) break;
-        // The old name of a restarted node has left: peers have no attachment to judge its rows by.
-        if (db.rowState(entry) !== "inherited") yield toEvent(network, table, key, entry, this.#now);
-      }
-    }
-  }
-}
-
-function toEvent(network: NetworkId, table: string, key: string, entry: Entry, now: Instant): TableEvent {
-  return {
-    type: "table-event",
-    change: entry.deleted ? "delete" : "create",
-    time: entry.time,
-    node: entry.owner,
-    network,
-    table,
-    key,
-    value: entry.value,
-    residualReapSeconds: residualSeconds(entry, now),
-  };
-}
-
-/** Compounds of at most about `pageBytes`. */
+/** Compounds of about `pageBytes`. */
 function pagesOf(events: readonly Uint8Array[], pageBytes: number): Uint8Array[] {
   const pages: Uint8Array[] = [];
   let parts: Uint8Array[] = [];

@@ -1,3 +1,4 @@
+import { copyBytes } from "../base/bytes.ts";
 import type { NetworkId, NodeName } from "../base/id.ts";
 import type { NetworkEvent } from "../wire/networkdb/message.ts";
 
@@ -31,7 +32,7 @@ export class EarlyEvents {
   /** A row of a node that is not known to be on the network. `encoded` is copied. */
   keepRow(node: NodeName, network: NetworkId, encoded: Uint8Array, road: Road): void {
     if (this.#current.hasRoom(encoded.length))
-      this.#current.addRow(node, network, { encoded: encoded.slice(), road });
+      this.#current.addRow(node, network, { encoded: copyBytes(encoded), road });
   }
 
   /** By time, so that a leave after a join counts. */

@@ -1,4 +1,5 @@
 /** What this node itself does: join and leave networks, write and delete its rows (networkdb.md §6.1, §6.2, §7.1). */
+import { copyBytes } from "../base/bytes.ts";
 import type { NetworkId } from "../base/id.ts";
 import { after, type Instant } from "../base/time.ts";
 import { encodeNetworkDbMessage } from "../wire/networkdb/message.ts";
@@ -69,7 +70,7 @@ export function putRow(
   if (only === "create" && visible) return "row-exists";
   if (only === "update" && !visible) return "row-absent";
   if (stored === undefined && attachment.rows.size >= db.config.maxRowsPerNetwork) return "too-many-rows";
-  write(db, attachment, table, key, value.slice(), false, now);
+  write(db, attachment, table, key, copyBytes(value), false, now);
   return undefined;
 }
 

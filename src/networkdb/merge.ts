@@ -1,6 +1,6 @@
 /** Applies one event of another node: node, network or table (networkdb.md §5.2, §6.3, §7.2). */
 import { assert } from "../base/assert.ts";
-import { bytesEqual } from "../base/bytes.ts";
+import { bytesEqual, copyBytes } from "../base/bytes.ts";
 import type { NodeName } from "../base/id.ts";
 import { after, type Instant } from "../base/time.ts";
 import { compoundOverhead, COMPOUND_ENVELOPE_BYTES } from "../wire/networkdb/bulk-sync.ts";
@@ -126,7 +126,7 @@ export function mergeTableEvent(
     owner: owner.name,
     time: event.time,
     // A copy: the event is a view into a packet.
-    value: event.value.slice(),
+    value: copyBytes(event.value),
     deleted,
     changedAt: now,
     reapAt: reapInstant(mortal, event.residualReapSeconds, db.config.rowReapMs, now),
@@ -205,7 +205,7 @@ function reassertRow(
   const entry: Entry = {
     owner: db.self,
     time,
-    value: stored?.value ?? value.slice(),
+    value: stored?.value ?? copyBytes(value),
     deleted,
     changedAt: stored?.changedAt ?? now,
     reapAt: deleted ? after(now, db.config.rowReapMs) : undefined,
@@ -262,5 +262,5 @@ function relay(
     relayQueue.delete(name);
     return db.count("relay-queue-long");
   }
-  relayQueue.queue(name, encoded.slice());
+  relayQueue.queue(name, copyBytes(encoded));
 }

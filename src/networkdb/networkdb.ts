@@ -413,7 +413,7 @@ export class NetworkDb {
       case "bulk-sync-timeout":
         return this.#bulkSync.expire(now);
       case "bulk-sync-page":
-        return this.#bulkSync.pageTimer(now);
+        return this.#bulkSync.sendPages(now);
       default:
         return unreachable(timer);
     }

@@ -1,6 +1,11 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import fc from "fast-check";
 import { nodeName } from "../../src/base/id.ts";
+import { instant } from "../../src/base/time.ts";
+import { BucketSet, digestRows } from "../../src/networkdb/digest.ts";
+import type { Entry } from "../../src/networkdb/entry.ts";
+import { RowStore } from "../../src/networkdb/row-store.ts";
 import { bulkSyncsIn, Lone, NET } from "./lone.ts";
 import { forEachSeed, network, World } from "./world.ts";
 
@@ -22,20 +27,84 @@ test("two nodes that bulk sync each other at once both finish at once", () => {
   });
 });
 
-test("a request asks with all rows of the networks both are on, and a reply answers at a later time", () => {
+test("Docker's request brings its rows and is answered with all of ours, at a later time", () => {
   const lone = attached();
   lone.put("k", "v");
   lone.takeEffects();
-  const [reply, ...more] = bulkSyncsIn(lone.bulk("a", [], { unsolicited: true, time: 5_000 }));
+  const theirs = [{ node: "a", key: "theirs", time: 30, value: "v" }];
+  const [reply, ...more] = bulkSyncsIn(lone.bulk("a", theirs, { unsolicited: true, time: 5_000 }));
+  assert.equal(lone.value("theirs"), "v");
   assert.equal(more.length, 0);
   assert.equal(reply?.to, "a");
   assert.equal(reply?.message.unsolicited, false);
-  assert.equal(reply?.message.partial, false);
+  assert.equal(reply?.message.page, "last");
   assert.ok((reply?.message.time ?? 0) > 5_000);
   assert.deepEqual(reply?.message.networks, [NET]);
-  assert.deepEqual(
-    reply?.events.map((event) => event.key),
-    ["k"],
+  assert.deepEqual(reply?.events.map((event) => event.key).sort(), ["k", "theirs"]);
+});
+
+test("to Docker's reply to our request all our rows are pushed, which asks for nothing", () => {
+  const lone = new Lone();
+  lone.peer("a", 1);
+  lone.join();
+  lone.put("k", "v");
+  lone.pass(15);
+  const [request] = bulkSyncsIn(lone.takeEffects());
+  assert.ok(request?.message.unsolicited);
+  assert.deepEqual(request?.events, []);
+  const [push] = bulkSyncsIn(lone.bulk("a", [{ node: "a", key: "theirs", time: 30, value: "v" }]));
+  assert.equal(push?.message.unsolicited, false);
+  assert.deepEqual(push?.events.map((event) => event.key).sort(), ["k", "theirs"]);
+});
+
+test("two nodes of our kind exchange only what differs, whatever they hold", () => {
+  const id = network(0);
+  const world = new World({ seed: 1, nodes: 2, config: { bulkSyncIntervalMs: 10_000 } });
+  const [a, b] = [world.node(0), world.node(1)];
+  world.attach(id);
+  for (let i = 0; i < 3_000; i++) a.sign(id, `row ${i}`);
+  world.runUntil(() => b.rowCount(id) === 3_000, 10_000);
+  world.run(20_000);
+  world.bytes = 0;
+  world.run(20_000);
+  assert.ok(world.bytes < 20_000, `${world.bytes} bytes to find that nothing differs`);
+
+  // On both sides something changes that the other does not hear of by gossip.
+  world.partition([a]);
+  for (let i = 0; i < 3; i++) a.sign(id, `row ${i}`, 2);
+  a.delete(id, "row 10");
+  b.sign(id, "of b");
+  world.run(3_000);
+  world.heal();
+  world.bytes = 0;
+  world.runUntil(
+    () => [a, b].every((node) => node.value(id, "of b") !== undefined && node.rows(id).size === 3_000),
+    20_000,
+  );
+  for (let i = 0; i < 3; i++) assert.equal(b.value(id, `row ${i}`), `${a.name} 2`);
+  assert.ok(world.bytes < 200_000, `${world.bytes} bytes of 600,000`);
+});
+
+test("a digest finds every row that differs, in any number of buckets", () => {
+  const row = fc.record({ key: fc.nat(50), time: fc.integer({ min: 1, max: 3 }), deleted: fc.boolean() });
+  fc.assert(
+    fc.property(fc.array(row), fc.array(row), fc.integer({ min: 0, max: 6 }), (left, right, power) => {
+      const stores = [left, right].map((rows) => {
+        const store = new RowStore();
+        for (const { key, time, deleted } of rows) store.set("t", `k${key}`, entryOf(time, deleted));
+        return store;
+      });
+      const [a, b] = stores.map((store) => digestRows(store, 2 ** power, () => true));
+      assert.ok(a && b);
+      const differing = new BucketSet(a, b);
+      for (let key = 0; key <= 50; key++) {
+        const [mine, other] = stores.map((store) => store.get("t", `k${key}`));
+        const versions = [mine, other].map((entry) => (entry === undefined || entry.deleted ? 0 : entry.time));
+        if (versions[0] !== versions[1]) assert.ok(differing.has("t", `k${key}`));
+      }
+      const same = stores.every((store) => sameLive(store, stores[0]));
+      if (same) assert.equal(differing.size, 0);
+    }),
   );
 });
 
@@ -51,12 +120,14 @@ test("an answer is anything later than the request from that node, and only that
   const inSync = (): boolean => lone.takeEffects().some((effect) => effect.type === "network-in-sync");
   lone.bulk("a", [], { time: 1 });
   assert.ok(!inSync(), "too old");
-  lone.bulk("a", [], { partial: true });
+  lone.bulk("a", [], { page: "more" });
   assert.ok(!inSync(), "more pages follow");
   lone.bulk("stranger", []);
   assert.ok(!inSync(), "somebody else");
+  lone.bulk("a", [], { unsolicited: true, page: "last" });
+  assert.ok(!inSync(), "a request of our kind, which holds nothing");
   lone.bulk("a", [], { unsolicited: true });
-  assert.ok(inSync(), "its own request holds everything, too");
+  assert.ok(inSync(), "a request of Docker's, which holds everything");
 });
 
 test("with nobody to ask a network is in sync, and the first peer to appear is asked", () => {
@@ -189,4 +260,21 @@ function attached(config: ConstructorParameters<typeof Lone>[0] = {}): Lone {
   lone.pass(50);
   for (const name of ["a", "b"]) lone.bulk(name, []);
   return lone;
+}
+
+function entryOf(time: number, deleted: boolean): Entry {
+  return {
+    owner: nodeName("owner"),
+    time,
+    value: new Uint8Array(),
+    deleted,
+    changedAt: instant(0),
+    reapAt: undefined,
+  };
+}
+
+function sameLive(a: RowStore, b: RowStore | undefined): boolean {
+  const live = (store: RowStore | undefined): string[] =>
+    [...(store?.all() ?? [])].flatMap(([, key, { time, deleted }]) => (deleted ? [] : [`${key} ${time}`])).sort();
+  return live(a).join() === live(b).join();
 }

@@ -22,8 +22,8 @@ export interface WorldOptions {
   /** Delay of a datagram: 0.2 ms up to this. Different delays reorder. */
   readonly maxDelayMs?: number;
   readonly config?: Partial<NetworkDbConfig>;
-  /** Every node knows every other from the start. Default true. */
-  readonly joined?: boolean;
+  /** Whether nodes keep and check the changes they report. Default true. */
+  readonly watch?: boolean;
 }
 
 /**
@@ -41,6 +41,8 @@ export class World {
   datagramsLost = 0;
   datagrams = 0;
   streams = 0;
+  /** Payload bytes by whatever road. */
+  bytes = 0;
   largestStream = 0;
   largestDatagram = 0;
   /** What was said in one direction between partitions is lost. Node name to side; absent = side 0. */
@@ -51,9 +53,7 @@ export class World {
     this.random = seededRandom(options.seed);
     this.config = networkDbConfig(options.config);
     for (let i = 0; i < options.nodes; i++) this.addNode();
-    if (options.joined !== false) {
-      for (const node of this.nodes) for (const other of this.nodes) if (node !== other) node.sees(other);
-    }
+    for (const node of this.nodes) for (const other of this.nodes) if (node !== other) node.sees(other);
   }
 
   /** A node nobody knows yet. */
@@ -149,6 +149,7 @@ export class World {
         return;
       case "send-stream": {
         this.streams++;
+        this.bytes += effect.payload.length;
         this.largestStream = Math.max(this.largestStream, effect.payload.length);
         assert.ok(effect.payload.length <= MIB, `a stream message of ${effect.payload.length} bytes`);
         const target = this.nodeAt(effect.address);
@@ -167,7 +168,7 @@ export class World {
         from.goodbyeSaid = true;
         return;
       case "row-changed":
-        from.observe(effect);
+        if (this.#options.watch !== false) from.observe(effect);
         return;
       case "network-in-sync":
         from.inSync.add(effect.network);
@@ -182,6 +183,7 @@ export class World {
 
   sendDatagram(from: WorldNode, to: SocketAddr, payload: Uint8Array): void {
     this.datagrams++;
+    this.bytes += payload.length;
     this.largestDatagram = Math.max(this.largestDatagram, payload.length);
     assert.ok(payload.length <= this.config.gossipPayloadBytes, `a datagram of ${payload.length} bytes`);
     const target = this.nodeAt(to);
@@ -310,6 +312,11 @@ export class WorldNode {
     return new Map([...this.db.rows(network, TABLE)].map((row) => [row.key, fromUtf8(row.value)]));
   }
 
+  /** Rows stored, tombstones included. */
+  rowCount(network: NetworkId): number {
+    return this.db.attachments().find((attachment) => attachment.network === network)?.rows ?? 0;
+  }
+
   value(network: NetworkId, key: string): string | undefined {
     const row = this.db.row(network, TABLE, key);
     return row && fromUtf8(row.value);
@@ -340,14 +347,15 @@ export class WorldNode {
     const wait = (): void => {
       if (!this.goodbyeSaid) return this.world.schedule(50, wait);
       this.world.spread(this, (other) => other.forgets(this, true));
-      this.world.schedule(1_000, () => (this.alive = false));
+      this.world.schedule(1_000, () => this.crash());
     };
     wait();
   }
 
   /** memberlist here believes `other` alive from now on. */
   sees(other: WorldNode): void {
-    if (other === this || this.view.has(other)) return;
+    // Who left is not revived by old news: its last incarnation says so.
+    if (other === this || this.view.has(other) || other.goodbyeSaid) return;
     this.view.add(other);
     this.known.add(other);
     this.handle({ type: "member-joined", name: other.name, address: other.address });

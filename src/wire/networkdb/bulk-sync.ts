@@ -9,21 +9,27 @@
  *       string node_name = 3;         // sender
  *       repeated string networks = 4;
  *       bytes payload = 5;            // an encoded GossipMessage of type compound with table events
- *       bool partial = 100;           // ours: more pages follow, do not count the exchange as done
+ *       Page page = 100;              // ours: 1 last page, 2 more follow
+ *       repeated NetworkDigest digests = 101;  // ours
  *     }
+ *     message NetworkDigest { string network_id = 1; bytes buckets = 2; }
  *
- * Docker skips field 100 as unknown and never sends it.
+ * Docker skips fields 100 and 101 as unknown and never sends them: that is how its nodes are told from ours.
  */
 import protobuf from "protobufjs/minimal.js";
+import { DecodeError } from "../../base/error.ts";
 import { networkId, nodeName, type NetworkId, type NodeName } from "../../base/id.ts";
 import {
   readFields,
   readTime,
+  skipField,
+  tag,
   varintLength,
   writeBool,
   writeBytes,
   writeString,
   writeVarint,
+  type ProtoReader,
   type ProtoWriter,
 } from "./protobuf.ts";
 import { writeTableEvent, type TableEvent } from "./table-event.ts";
@@ -43,9 +49,22 @@ export interface BulkSync {
   readonly networks: readonly NetworkId[];
   /** An encoded GossipMessage of type compound. */
   readonly payload: Uint8Array;
-  /** More pages of this exchange follow. */
-  readonly partial: boolean;
+  /** Docker's are always whole; ours say whether more pages of the exchange follow. */
+  readonly page: "whole" | "last" | "more";
+  /** What the sender holds, for a receiver of our kind to leave out what both have. */
+  readonly digests: readonly NetworkDigest[];
 }
+
+/** Hashes of one network's rows, by bucket. */
+export interface NetworkDigest {
+  readonly network: NetworkId;
+  /** 8 bytes for each of 1, 2, 4 … `MAX_DIGEST_BUCKETS` buckets. */
+  readonly buckets: Uint8Array;
+}
+
+export const MAX_DIGEST_BUCKETS = 1_024;
+export const DIGEST_BUCKET_BYTES = 8;
+const PAGES = ["whole", "last", "more"] as const;
 
 /** `GossipMessage.type` values, in the order of the names below. */
 export const MESSAGE_TYPES = {
@@ -59,6 +78,8 @@ export const MESSAGE_TYPES = {
 
 const COMPOUND = "NetworkDB compound";
 const BULK_SYNC = "NetworkDB bulk sync";
+const PAGE_TAG = tag(100, 0);
+const DIGEST_TAG = tag(101, 2);
 const EMPTY = new Uint8Array();
 
 export function writeCompound(writer: ProtoWriter, compound: Compound): void {
@@ -73,7 +94,7 @@ export function decodeCompound(bytes: Uint8Array): Compound {
   const parts: Uint8Array[] = [];
   readFields(COMPOUND, bytes, (fieldTag, reader) => {
     if (fieldTag !== 0x0a) return false;
-    parts.push(decodeSimple(reader.bytes()));
+    parts.push(readSimple(reader, reader.uint32()));
     return true;
   });
   return { type: "compound", parts };
@@ -94,7 +115,13 @@ export function writeBulkSync(writer: ProtoWriter, message: BulkSync): void {
   writeString(writer, 3, message.node);
   for (const network of message.networks) writeString(writer, 4, network);
   writeBytes(writer, 5, message.payload);
-  writeBool(writer, 100, message.partial);
+  writeVarint(writer, 100, PAGES.indexOf(message.page));
+  for (const digest of message.digests) {
+    writer.uint32(tag(101, 2)).fork();
+    writeString(writer, 1, digest.network);
+    writeBytes(writer, 2, digest.buckets);
+    writer.ldelim();
+  }
 }
 
 export function decodeBulkSync(bytes: Uint8Array): BulkSync {
@@ -103,7 +130,8 @@ export function decodeBulkSync(bytes: Uint8Array): BulkSync {
   let node = "";
   const networks: NetworkId[] = [];
   let payload: Uint8Array = EMPTY;
-  let partial = false;
+  let page: BulkSync["page"] = "whole";
+  const digests: NetworkDigest[] = [];
   readFields(BULK_SYNC, bytes, (fieldTag, reader) => {
     switch (fieldTag) {
       case 0x08:
@@ -121,14 +149,39 @@ export function decodeBulkSync(bytes: Uint8Array): BulkSync {
       case 0x2a:
         payload = reader.bytes();
         return true;
-      case 0x320:
-        partial = reader.bool();
+      case PAGE_TAG:
+        // A page of a kind we do not know is not the last.
+        page = PAGES[reader.uint32()] ?? "more";
+        return true;
+      case DIGEST_TAG:
+        digests.push(decodeDigest(reader.bytes()));
         return true;
       default:
         return false;
     }
   });
-  return { type: "bulk-sync", time, unsolicited, node: nodeName(node), networks, payload, partial };
+  return { type: "bulk-sync", time, unsolicited, node: nodeName(node), networks, payload, page, digests };
+}
+
+function decodeDigest(bytes: Uint8Array): NetworkDigest {
+  let network = "";
+  let buckets: Uint8Array = EMPTY;
+  readFields(BULK_SYNC, bytes, (fieldTag, reader) => {
+    switch (fieldTag) {
+      case 0x0a:
+        network = reader.stringVerify();
+        return true;
+      case 0x12:
+        buckets = reader.bytes();
+        return true;
+      default:
+        return false;
+    }
+  });
+  const count = buckets.length / DIGEST_BUCKET_BYTES;
+  if (!Number.isInteger(Math.log2(count)) || count > MAX_DIGEST_BUCKETS)
+    throw new DecodeError(BULK_SYNC, 0, `digest of ${buckets.length} bytes`);
+  return { network: networkId(network), buckets };
 }
 
 /** Collects table events into the payload of one bulk sync message, without a buffer per event. */
@@ -174,12 +227,16 @@ export class BulkSyncPayload {
   }
 }
 
-function decodeSimple(bytes: Uint8Array): Uint8Array {
+/** The payload of one SimpleMessage at the reader's position, which `length` bytes belong to. */
+function readSimple(reader: ProtoReader, length: number): Uint8Array {
+  const end = reader.pos + length;
+  if (end > reader.len) throw new RangeError("part runs past the end");
   let payload: Uint8Array = EMPTY;
-  readFields(COMPOUND, bytes, (fieldTag, reader) => {
-    if (fieldTag !== 0x0a) return false;
-    payload = reader.bytes();
-    return true;
-  });
+  while (reader.pos < end) {
+    const fieldTag = reader.tag();
+    if (fieldTag === 0x0a) payload = reader.bytes();
+    else skipField(reader, fieldTag);
+  }
+  if (reader.pos !== end) throw new RangeError("field runs past its part");
   return payload;
 }

@@ -22,9 +22,12 @@ import {
   type Compound,
 } from "./bulk-sync.ts";
 import {
+  asDecodeError,
   encodeFields,
+  protoReader,
   readFields,
   readTime,
+  skipField,
   writeBool,
   writeString,
   writeVarint,
@@ -137,18 +140,17 @@ function writeBody(writer: ProtoWriter, message: NetworkDbMessage): void {
 function decodeEnvelope(bytes: Uint8Array): { readonly type: number; readonly body: Uint8Array } {
   let type = 0;
   let body: Uint8Array = EMPTY;
-  readFields(ENVELOPE, bytes, (fieldTag, reader) => {
-    switch (fieldTag) {
-      case 0x08:
-        type = reader.uint32();
-        return true;
-      case 0x12:
-        body = reader.bytes();
-        return true;
-      default:
-        return false;
+  const reader = protoReader(bytes);
+  try {
+    while (reader.pos < reader.len) {
+      const fieldTag = reader.tag();
+      if (fieldTag === 0x08) type = reader.uint32();
+      else if (fieldTag === 0x12) body = reader.bytes();
+      else skipField(reader, fieldTag);
     }
-  });
+  } catch (error) {
+    throw asDecodeError(ENVELOPE, reader, error);
+  }
   return { type, body };
 }
 

@@ -3,6 +3,7 @@
  * nothing is generated or evaluated at run time. Zero values are not written, unknown fields are skipped.
  */
 import protobuf from "protobufjs/minimal.js";
+import { copyBytes } from "../../base/bytes.ts";
 import { DecodeError } from "../../base/error.ts";
 
 export type ProtoReader = protobuf.Reader;
@@ -28,17 +29,31 @@ export function readFields(
   bytes: Uint8Array,
   onField: (fieldTag: number, reader: ProtoReader) => boolean,
 ): void {
-  const reader = new protobuf.Reader(bytes);
+  const reader = protoReader(bytes);
   try {
     while (reader.pos < reader.len) {
       const fieldTag = reader.tag();
-      if (!onField(fieldTag, reader)) reader.skipType(fieldTag & 7, 0, fieldTag >>> 3);
+      if (!onField(fieldTag, reader)) skipField(reader, fieldTag);
     }
   } catch (error) {
-    if (error instanceof DecodeError) throw error;
-    // protobufjs throws RangeError past the end and Error or TypeError on bad varints and text.
-    throw new DecodeError(format, reader.pos, error instanceof Error ? error.message : "not protobuf");
+    throw asDecodeError(format, reader, error);
   }
+}
+
+/** For messages that come by the thousand, whose decoders loop over `reader.tag()` themselves. */
+export function protoReader(bytes: Uint8Array): ProtoReader {
+  return new protobuf.Reader(bytes);
+}
+
+/** Skips the value of an unknown field. */
+export function skipField(reader: ProtoReader, fieldTag: number): void {
+  reader.skipType(fieldTag & 7, 0, fieldTag >>> 3);
+}
+
+/** protobufjs throws RangeError past the end and Error or TypeError on bad varints and text. */
+export function asDecodeError(format: string, reader: ProtoReader, error: unknown): DecodeError {
+  if (error instanceof DecodeError) return error;
+  return new DecodeError(format, reader.pos, error instanceof Error ? error.message : "not protobuf");
 }
 
 /** A uint64 Lamport time. protobufjs would allocate a Long; times fit a number. */
@@ -56,6 +71,45 @@ export function readTime(reader: ProtoReader): number {
     scale *= 128;
   }
   throw new RangeError("varint longer than 10 bytes");
+}
+
+/**
+ * Reads text that repeats from message to message (owner, network, table): a text seen before is neither decoded nor
+ * parsed again, and is the same string object, whose hash is known. A memo of fixed size, nothing more.
+ */
+export class RepeatedText<T extends string> {
+  readonly #parse: (text: string) => T;
+  readonly #seen: ({ readonly bytes: Uint8Array; readonly value: T } | undefined)[] = [];
+
+  /** `parse` throws DecodeError on what is not a `T`. */
+  constructor(parse: (text: string) => T) {
+    this.#parse = parse;
+    for (let i = 0; i < REPEATED_SLOTS; i++) this.#seen.push(undefined);
+  }
+
+  read(reader: ProtoReader): T {
+    const { buf, pos: before } = reader;
+    const length = reader.uint32();
+    const start = reader.pos;
+    const slot = ((buf[start] ?? 0) * 31 + (buf[start + length - 1] ?? 0) * 7 + length) % REPEATED_SLOTS;
+    const seen = this.#seen[slot];
+    if (seen !== undefined && start + length <= reader.len && startsWith(buf, start, seen.bytes, length)) {
+      reader.pos = start + length;
+      return seen.value;
+    }
+    reader.pos = before;
+    const value = this.#parse(reader.stringVerify());
+    this.#seen[slot] = { bytes: copyBytes(buf.subarray(start, start + length)), value };
+    return value;
+  }
+}
+
+const REPEATED_SLOTS = 64;
+
+function startsWith(buffer: Uint8Array, at: number, bytes: Uint8Array, length: number): boolean {
+  if (bytes.length !== length) return false;
+  for (let i = 0; i < length; i++) if (buffer[at + i] !== bytes[i]) return false;
+  return true;
 }
 
 /** The bytes of one message written by `write`. */

@@ -14,7 +14,17 @@
  */
 import { DecodeError } from "../../base/error.ts";
 import { networkId, nodeName, type NetworkId, type NodeName } from "../../base/id.ts";
-import { readFields, readTime, writeBytes, writeString, writeVarint, type ProtoWriter } from "./protobuf.ts";
+import {
+  asDecodeError,
+  protoReader,
+  readTime,
+  RepeatedText,
+  skipField,
+  writeBytes,
+  writeString,
+  writeVarint,
+  type ProtoWriter,
+} from "./protobuf.ts";
 
 export interface TableEvent {
   readonly type: "table-event";
@@ -35,6 +45,9 @@ export interface TableEvent {
 const FORMAT = "NetworkDB table event";
 const CHANGES = ["create", "update", "delete"] as const;
 const EMPTY = new Uint8Array();
+const nodes = new RepeatedText(nodeName);
+const networks = new RepeatedText(networkId);
+const tables = new RepeatedText(tableName);
 
 export function writeTableEvent(writer: ProtoWriter, event: TableEvent): void {
   writeVarint(writer, 1, CHANGES.indexOf(event.change) + 1);
@@ -50,58 +63,70 @@ export function writeTableEvent(writer: ProtoWriter, event: TableEvent): void {
 export function decodeTableEvent(bytes: Uint8Array): TableEvent {
   let type = 0;
   let time = 0;
-  let node = "";
-  let network = "";
-  let table = "";
+  let node: NodeName | undefined;
+  let network: NetworkId | undefined;
+  let table: string | undefined;
   let key = "";
   let value: Uint8Array = EMPTY;
   let residual = 0;
-  readFields(FORMAT, bytes, (fieldTag, reader) => {
-    switch (fieldTag) {
-      case 0x08:
-        type = reader.uint32();
-        return true;
-      case 0x10:
-        time = readTime(reader);
-        return true;
-      case 0x1a:
-        node = reader.stringVerify();
-        return true;
-      case 0x22:
-        network = reader.stringVerify();
-        return true;
-      case 0x2a:
-        table = reader.stringVerify();
-        return true;
-      case 0x32:
-        key = reader.stringVerify();
-        return true;
-      case 0x3a:
-        value = reader.bytes();
-        return true;
-      case 0x40:
-        residual = reader.int32();
-        return true;
-      default:
-        return false;
+  const reader = protoReader(bytes);
+  try {
+    while (reader.pos < reader.len) {
+      const fieldTag = reader.tag();
+      switch (fieldTag) {
+        case 0x08:
+          type = reader.uint32();
+          break;
+        case 0x10:
+          time = readTime(reader);
+          break;
+        case 0x1a:
+          node = nodes.read(reader);
+          break;
+        case 0x22:
+          network = networks.read(reader);
+          break;
+        case 0x2a:
+          table = tables.read(reader);
+          break;
+        case 0x32:
+          key = reader.stringVerify();
+          break;
+        case 0x3a:
+          value = reader.bytes();
+          break;
+        case 0x40:
+          residual = reader.int32();
+          break;
+        default:
+          skipField(reader, fieldTag);
+      }
     }
-  });
+  } catch (error) {
+    throw asDecodeError(FORMAT, reader, error);
+  }
   const change = CHANGES[type - 1];
   if (change === undefined) throw new DecodeError(FORMAT, 0, `type ${type} is not 1, 2 or 3`);
-  if (!isRowName(table)) throw new DecodeError(FORMAT, 0, "table name is empty, too long or has a '/'");
+  if (node === undefined || network === undefined || table === undefined)
+    throw new DecodeError(FORMAT, 0, "has no owner, network or table");
   if (!isRowName(key)) throw new DecodeError(FORMAT, 0, "key is empty, too long or has a '/'");
   if (residual < 0) throw new DecodeError(FORMAT, 0, "residual reap time is negative");
   return {
     type: "table-event",
     change,
     time,
-    node: nodeName(node),
-    network: networkId(network),
+    node,
+    network,
     table,
     key,
     value,
     residualReapSeconds: residual,
   };
+}
+
+function tableName(text: string): string {
+  if (!isRowName(text)) throw new DecodeError(FORMAT, 0, "table name is empty, too long or has a '/'");
+  return text;
 }
 
 /** Whether `text` can be a table name or a key. Upstream joins them with `/` into paths. */

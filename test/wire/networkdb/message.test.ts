@@ -67,7 +67,16 @@ const message: fc.Arbitrary<NetworkDbMessage> = fc.oneof(
     node,
     networks: fc.array(network),
     payload: fc.uint8Array(),
-    partial: fc.boolean(),
+    page: fc.constantFrom("whole" as const, "last" as const, "more" as const),
+    digests: fc.array(
+      record({
+        network,
+        buckets: fc
+          .tuple(fc.integer({ min: 0, max: 4 }), fc.nat(255))
+          .map(([power, byte]) => new Uint8Array(8 * 2 ** power).fill(byte)),
+      }),
+      { maxLength: 3 },
+    ),
   }),
   record({ type: fc.constant("compound" as const), parts: fc.array(fc.uint8Array()) }),
 );

@@ -66,7 +66,7 @@ function meaningOf(bytes: Uint8Array): unknown {
         node: message.node,
       };
     case "bulk-sync":
-      assert.equal(message.partial, false);
+      assert.equal(message.page, "whole");
       return {
         kind: "BulkSync",
         ltime: message.time,
