@@ -116,7 +116,8 @@ export class BulkSync {
 
   /** Nothing more will come from this peer, and nothing reaches it. */
   peerFailed(peer: NodeName, now: Instant): void {
-    for (let i = this.#jobs.length - 1; i >= 0; i--) if (this.#jobs[i]?.peer === peer) this.#jobs.splice(i, 1);
+    for (let i = this.#jobs.length - 1; i >= 0; i--)
+      if (this.#jobs[i]?.peer === peer) this.#jobs.splice(i, 1);
     this.#fail((pending) => pending.peer === peer, now);
   }
 

@@ -46,7 +46,8 @@ export class BucketSet {
 
   constructor(a: Uint8Array, b: Uint8Array) {
     this.#flags = new Uint8Array(a.length / DIGEST_BUCKET_BYTES);
-    for (let i = 0; i < a.length; i++) if (a[i] !== b[i]) this.#flags[Math.floor(i / DIGEST_BUCKET_BYTES)] = 1;
+    for (let i = 0; i < a.length; i++)
+      if (a[i] !== b[i]) this.#flags[Math.floor(i / DIGEST_BUCKET_BYTES)] = 1;
     for (const flag of this.#flags) this.#size += flag;
   }
 

@@ -62,7 +62,9 @@ function joinAndRedeploy(): void {
   console.log(`\n${NODES} nodes, ${rows} rows\nwritten         in ${took.toFixed(0)} ms of CPU`);
   let virtual = 0;
   took = elapsed(() => {
-    virtual = world.runUntil(() => holders.every((node) => node.rowCount(ID) === rows), 600_000, { stepMs: 500 });
+    virtual = world.runUntil(() => holders.every((node) => node.rowCount(ID) === rows), 600_000, {
+      stepMs: 500,
+    });
   });
   report(world, "everywhere", virtual, took);
 
@@ -75,7 +77,8 @@ function joinAndRedeploy(): void {
     const start = world.now;
     virtual = world.runUntil(
       () => {
-        if (update < 0 && world.nodes.every((node) => node.value(ID, "tracked") === "v")) update = world.now - start;
+        if (update < 0 && world.nodes.every((node) => node.value(ID, "tracked") === "v"))
+          update = world.now - start;
         return joiner.inSync.has(ID) && joiner.rowCount(ID) === rows + 1;
       },
       600_000,
@@ -122,7 +125,7 @@ function makePages(
   random: ReturnType<typeof seededRandom>,
 ): Uint8Array[] {
   const pages: Uint8Array[] = [];
-  for (let at = 0; at < ROWS; ) {
+  for (let at = 0; at < ROWS;) {
     const payload = new BulkSyncPayload();
     while (at < ROWS && payload.estimatedBytes < 256 * 1024) {
       at++;
@@ -164,7 +167,10 @@ function makePages(
   return pages;
 }
 
-function feed(db: NetworkDb, pages: readonly Uint8Array[]): { readonly ms: number; readonly slowestMs: number } {
+function feed(
+  db: NetworkDb,
+  pages: readonly Uint8Array[],
+): { readonly ms: number; readonly slowestMs: number } {
   let slowestMs = 0;
   const ms = elapsed(() => {
     for (const bytes of pages) {

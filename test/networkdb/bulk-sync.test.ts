@@ -99,7 +99,9 @@ test("a digest finds every row that differs, in any number of buckets", () => {
       const differing = new BucketSet(a, b);
       for (let key = 0; key <= 50; key++) {
         const [mine, other] = stores.map((store) => store.get("t", `k${key}`));
-        const versions = [mine, other].map((entry) => (entry === undefined || entry.deleted ? 0 : entry.time));
+        const versions = [mine, other].map((entry) =>
+          entry === undefined || entry.deleted ? 0 : entry.time,
+        );
         if (versions[0] !== versions[1]) assert.ok(differing.has("t", `k${key}`));
       }
       const same = stores.every((store) => sameLive(store, stores[0]));
@@ -275,6 +277,8 @@ function entryOf(time: number, deleted: boolean): Entry {
 
 function sameLive(a: RowStore, b: RowStore | undefined): boolean {
   const live = (store: RowStore | undefined): string[] =>
-    [...(store?.all() ?? [])].flatMap(([, key, { time, deleted }]) => (deleted ? [] : [`${key} ${time}`])).sort();
+    [...(store?.all() ?? [])]
+      .flatMap(([, key, { time, deleted }]) => (deleted ? [] : [`${key} ${time}`]))
+      .sort();
   return live(a).join() === live(b).join();
 }
