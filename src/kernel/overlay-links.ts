@@ -29,7 +29,11 @@ export function vxlanInfo(core: DesiredCore): VxlanInfo {
   };
 }
 
-/** No group and no learning: no entry exists that the plan did not put there, and unknown MACs go nowhere. */
+/**
+ * No group and no learning: no entry exists that the plan did not put there, and unknown MACs go nowhere.
+ * The outer UDP checksum is Docker's choice, and it lets a receiving NIC vouch for the inner one; switching it
+ * off made no difference beyond noise in connections, round trips or throughput (nine interleaved rounds).
+ */
 export const VXLAN_FLAGS = {
   learning: false,
   proxy: true,
