@@ -24,7 +24,7 @@ export class AddressSpace {
   readonly #allocations = new Map<number, AddressHolder>();
   readonly #byHolder = new Map<string, number>();
   /** Virtual IPs in the definitions, ours and others': an inherited range may hold some. */
-  #vips: ReadonlyMap<number, string> = new Map();
+  readonly #vips = new Map<number, string[]>();
   #ring: AddressRing | undefined;
   #last = 0;
 
@@ -61,8 +61,15 @@ export class AddressSpace {
     for (const { address, holder } of allocations) this.#record(address, holder);
   }
 
-  setVips(vips: ReadonlyMap<number, string>): void {
-    this.#vips = vips;
+  /** A service, named for people, has the virtual IP; two may, after a mishap. */
+  addVip(address: number, service: string): void {
+    this.#vips.set(address, [...(this.#vips.get(address) ?? []), service]);
+  }
+
+  dropVip(address: number, service: string): void {
+    const left = (this.#vips.get(address) ?? []).filter((other) => other !== service);
+    if (left.length === 0) this.#vips.delete(address);
+    else this.#vips.set(address, left);
   }
 
   /** "merged": something changed; "replaced": our ring lost to an older one. */
@@ -83,7 +90,7 @@ export class AddressSpace {
   /** Who has `address`, for people; undefined when it is free as far as this node knows. */
   holderOf(address: number): string | undefined {
     if (address === this.#gateway) return "the gateway";
-    return this.#allocations.get(address)?.name ?? this.#vips.get(address);
+    return this.#allocations.get(address)?.name ?? this.vipOwner(address);
   }
 
   vips(): Iterable<number> {
@@ -92,7 +99,7 @@ export class AddressSpace {
 
   /** The service whose virtual IP `address` is, for people. */
   vipOwner(address: number): string | undefined {
-    return this.#vips.get(address);
+    return this.#vips.get(address)?.[0];
   }
 
   /** Addresses this node may give: its ranges of the ring, or the external range. */

@@ -126,7 +126,6 @@ function networkConflicts(networks: readonly Network[]): Conflict[] {
   const byVni = new Map<number, Network>();
   const sorted = networks.toSorted(compareClaims);
   for (const network of sorted) {
-    const label = `network ${network.name} (${network.id.slice(0, 12)})`;
     const named = byName.get(network.name);
     if (named === undefined) byName.set(network.name, network);
     else
@@ -134,7 +133,7 @@ function networkConflicts(networks: readonly Network[]): Conflict[] {
         type: "network-name",
         network: network.id,
         winner: named.id,
-        text: `${label} lost its name to the older ${named.id.slice(0, 12)}: both were created apart; remove one by id`,
+        text: `${label("network", network)} lost its name to the older ${named.id.slice(0, 12)}: both were created apart; remove one by id`,
       });
     const numbered = byVni.get(network.vni);
     if (numbered === undefined) byVni.set(network.vni, network);
@@ -144,7 +143,7 @@ function networkConflicts(networks: readonly Network[]): Conflict[] {
         network: network.id,
         vni: network.vni,
         winner: numbered.id,
-        text: `${label} is disabled: VNI ${network.vni} belongs to the older network ${numbered.name}; remove and create it again`,
+        text: `${label("network", network)} is disabled: VNI ${network.vni} belongs to the older network ${numbered.name}; remove and create it again`,
       });
   }
   for (const [loser, winner] of findOverlaps(sorted)) {
@@ -152,7 +151,7 @@ function networkConflicts(networks: readonly Network[]): Conflict[] {
       type: "subnet",
       network: loser.id,
       winner: winner.id,
-      text: `network ${loser.name} (${loser.id.slice(0, 12)}) has subnet ${formatCidr(loser.subnet)}, which overlaps network ${winner.name}; no endpoint can be on both: remove one and create it again`,
+      text: `${label("network", loser)} has subnet ${formatCidr(loser.subnet)}, which overlaps network ${winner.name}; no endpoint can be on both: remove one and create it again`,
     });
   }
   return conflicts;
@@ -165,8 +164,9 @@ function findOverlaps(networks: readonly Network[]): (readonly [Network, Network
     return { network, first, last: first + subnetSize(network.subnet) - 1 };
   });
   const pairs: (readonly [Network, Network])[] = [];
-  for (const [index, range] of ranges.entries()) {
-    for (const older of ranges.slice(0, index)) {
+  for (const range of ranges) {
+    for (const older of ranges) {
+      if (older === range) break;
       if (older.first > range.last || range.first > older.last) continue;
       pairs.push([range.network, older.network]);
       break;
@@ -184,7 +184,6 @@ function serviceConflicts(
   const byVip = new Map<string, Service>();
   const byPort = new Map<string, { readonly service: Service; readonly port: PublishedPort }[]>();
   for (const service of services.toSorted(compareClaims)) {
-    const label = `service ${service.name} (${service.id.slice(0, 12)})`;
     const named = byName.get(service.name);
     if (named === undefined) byName.set(service.name, service);
     else
@@ -192,7 +191,7 @@ function serviceConflicts(
         type: "service-name",
         service: service.id,
         winner: named.id,
-        text: `${label} lost its name to the older ${named.id.slice(0, 12)}: both were created apart; remove one by id`,
+        text: `${label("service", service)} lost its name to the older ${named.id.slice(0, 12)}: both were created apart; remove one by id`,
       });
     for (const port of service.ports) {
       const key = `${port.published}/${port.protocol}`;
@@ -205,7 +204,7 @@ function serviceConflicts(
           service: service.id,
           port,
           winner: winner.service.id,
-          text: `${label} does not get port ${portText(port)}: the older service ${winner.service.name} publishes it; publish another one`,
+          text: `${label("service", service)} does not get port ${portText(port)}: the older service ${winner.service.name} publishes it; publish another one`,
         });
     }
     for (const { network, vip } of service.networks) {
@@ -218,7 +217,7 @@ function serviceConflicts(
           service: service.id,
           network,
           winner: winner.id,
-          text: `${label} has the virtual IP ${vip} of the older service ${winner.name}; remove it and create it again`,
+          text: `${label("service", service)} has the virtual IP ${vip} of the older service ${winner.name}; remove it and create it again`,
         });
       // Not merely unknown: its definition may be on its way.
       if (isRemoved(network))
@@ -226,9 +225,13 @@ function serviceConflicts(
           type: "network-removed",
           service: service.id,
           network,
-          text: `${label} is on network ${network.slice(0, 12)}, which was removed; update the service`,
+          text: `${label("service", service)} is on network ${network.slice(0, 12)}, which was removed; update the service`,
         });
     }
   }
   return conflicts;
+}
+
+function label(kind: string, { name, id }: { readonly name: string; readonly id: string }): string {
+  return `${kind} ${name} (${id.slice(0, 12)})`;
 }

@@ -48,5 +48,5 @@ export type StateEffect =
   | { readonly type: "ring-changed"; readonly network: NetworkId }
   | { readonly type: "done"; readonly request: number; readonly result: StateResult }
   | { readonly type: "refused"; readonly request: number; readonly error: NetError }
-  /** Once when it appears; `conflicts()` lists those that are there. */
+  /** Once, when it has been there for two seconds; `conflicts()` lists those that are there. */
   | { readonly type: "conflict"; readonly conflict: Conflict };

@@ -71,8 +71,13 @@ export function makeService(
   };
 }
 
-/** What `service` would be asked for with; an update lays its fields over it. */
-export function specOf(service: Service): ServiceSpec {
+/** The spec of an updated service: absent fields stay. Values from JSON may hold `undefined` for absent. */
+export function laidOver(previous: Service | undefined, changes: Partial<ServiceSpec>): ServiceSpec {
+  const given = Object.fromEntries(Object.entries(changes).filter(([, field]) => field !== undefined));
+  return { ...(previous === undefined ? { name: "" } : specOf(previous)), ...given };
+}
+
+function specOf(service: Service): ServiceSpec {
   return {
     name: service.name,
     networks: service.networks.map(({ network }) => network).filter((network) => network !== INGRESS.id),

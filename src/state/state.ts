@@ -13,7 +13,8 @@ import { decodeSnapshot, encodeSnapshot, type Snapshot } from "../wire/state/sna
 import { hashRing, seedRing } from "./address-ring.ts";
 import { AddressSpace } from "./address-space.ts";
 import { Allocator, type Want, type WantOutcome } from "./allocator.ts";
-import { compareClaims, conflictKey, definitionConflicts, type Conflict } from "./conflicts.ts";
+import { ConflictWatch } from "./conflict-watch.ts";
+import { compareClaims, definitionConflicts, type Conflict } from "./conflicts.ts";
 import { Definitions, entryKey, hashEntry, type DefinitionChange } from "./definitions.ts";
 import type { StateEffect, StateInput } from "./effect.ts";
 import { findNamed, printable } from "./find.ts";
@@ -23,9 +24,21 @@ import { makeNetwork } from "./network-rules.ts";
 import { Outbox } from "./outbox.ts";
 import { FORWARD_LIMIT, Replication, type Item } from "./replication.ts";
 import type { AddressHolder, StateRequest } from "./request.ts";
-import { serviceOfHolder, vipHolder, type ServiceJob } from "./service-job.ts";
-import { makeService, networksWithoutVip, specOf, withVip } from "./service-rules.ts";
+import { serviceOfHolder, ServiceJobs, vipHolder, type ServiceMode } from "./service-jobs.ts";
+import { laidOver, makeService } from "./service-rules.ts";
 import { Takeover } from "./takeover.ts";
+import {
+  allocationsOf,
+  networkViews,
+  ringUse,
+  serviceViews,
+  type Allocation,
+  type NetworkView,
+  type RingUse,
+  type ServiceView,
+} from "./views.ts";
+
+export type { Allocation, NetworkView, RingUse, ServiceView } from "./views.ts";
 
 export interface StateOptions {
   /** Outlives restarts; owns this node's address ranges. */
@@ -55,39 +68,6 @@ export interface StateConfig {
   readonly allocateMs: number;
   /** After joining, how long to wait for a ring of `ingress` before one is seeded, milliseconds. */
   readonly seedMs: number;
-}
-
-export interface NetworkView extends Network {
-  readonly conflicts: readonly Conflict[];
-  /** Must not exist in any kernel: its VNI belongs to another network. */
-  readonly disabled: boolean;
-}
-
-export interface ServiceView extends Service {
-  readonly conflicts: readonly Conflict[];
-}
-
-/** Who owns how much of a network, as far as this node knows. */
-export interface RingUse {
-  readonly network: NetworkId;
-  /** Addresses endpoints and VIPs can have in all. */
-  readonly size: number;
-  /** Of them free; those of other nodes by their own last count. */
-  readonly free: number;
-  readonly owners: readonly {
-    readonly node: NodeId;
-    readonly name: string;
-    readonly size: number;
-    readonly free: number;
-    readonly alive: boolean;
-  }[];
-}
-
-/** An address this node has given away. */
-export interface Allocation {
-  readonly network: NetworkId;
-  readonly address: IpAddr;
-  readonly holder: AddressHolder;
 }
 
 const DEFAULTS: StateConfig = {
@@ -121,10 +101,15 @@ export class State {
   readonly #replication: Replication;
   readonly #allocator: Allocator;
   readonly #takeover: Takeover;
+  /** Virtual IPs by service, as the spaces know them. */
+  readonly #vips = new Map<
+    string,
+    readonly { readonly network: NetworkId; readonly address: number; readonly name: string }[]
+  >();
   readonly #counters = new Map<string, number>();
-  /** Allocations for requests of the caller, and for virtual IPs of services, by want. */
+  /** Requests of the caller for addresses, by want. */
   readonly #requests = new Map<number, number>();
-  readonly #jobs = new Map<number, ServiceJob>();
+  readonly #jobs: ServiceJobs;
   #nextWant = 0;
   /** Networks whose ring or allocations were changed by this input. */
   readonly #touched = new Set<NetworkId>();
@@ -133,8 +118,11 @@ export class State {
   #started: { readonly at: Instant; readonly unixSeconds: number } | undefined;
   #seedAt: Instant | undefined;
   #expireAt: Instant;
-  #conflicts: readonly Conflict[] = [];
-  #reported: ReadonlySet<string> = new Set();
+  readonly #watch = new ConflictWatch();
+  /** Of definitions alone; undefined: to be found again. */
+  #definitionConflicts: readonly Conflict[] | undefined;
+  #networkViews: readonly NetworkView[] | undefined;
+  #serviceViews: readonly ServiceView[] | undefined;
   #conflictsStale = true;
   /** Nodes, members or rings changed: perhaps a removed node's ranges are ours. */
   #takeoverStale = true;
@@ -186,6 +174,14 @@ export class State {
       },
       this.#spaces,
     );
+    this.#jobs = new ServiceJobs({
+      outbox,
+      validate: (id, mode) => this.#serviceOf(id, mode),
+      want: (network, holder) => this.#newWant(network, holder),
+      allocator: this.#allocator,
+      release: (holderId) => this.#releaseHolder(holderId),
+      write: (value, at) => this.#write(this.#definitions.write({ kind: "service", value }, node, at), at),
+    });
     this.#addSpace(INGRESS);
     if (options.snapshot !== undefined) this.#restore(decodeSnapshot(options.snapshot), now);
   }
@@ -198,14 +194,15 @@ export class State {
 
   /** When to call `handle({ type: "wake" })` next; undefined when idle. */
   nextWakeup(): Instant | undefined {
-    const twinAt = this.#reported.has(`node-twin ${this.#node}`) ? undefined : this.#members.twinAt();
+    const twinSeen = this.conflicts().some(({ type }) => type === "node-twin" || type === "node-removed");
     return earliest(
       this.#allocator.nextWakeup(),
       this.#takeover.nextWakeup(),
       this.#replication.nextWakeup(),
       this.#seedAt,
       this.#expireAt,
-      twinAt,
+      twinSeen ? undefined : this.#members.twinAt(),
+      this.#watch.nextWakeup(),
     );
   }
 
@@ -226,23 +223,12 @@ export class State {
   }
 
   /** In claim order: of two with one name the owner of the name comes first; `ingress` is the first of all. */
-  networks(): NetworkView[] {
-    const conflicts = groupBy(this.conflicts(), (conflict) =>
-      conflict.type === "network-name" || conflict.type === "vni" || conflict.type === "subnet"
-        ? conflict.network
-        : undefined,
-    );
-    return this.#networks().map((network) => withConflicts(network, conflicts.get(network.id)));
+  networks(): readonly NetworkView[] {
+    return (this.#networkViews ??= networkViews(this.#networks(), this.conflicts()));
   }
 
   network(id: NetworkId): NetworkView | undefined {
-    const network = this.#spaces.get(id)?.network;
-    const conflicts = this.conflicts().filter(
-      (conflict) =>
-        (conflict.type === "network-name" || conflict.type === "vni" || conflict.type === "subnet") &&
-        conflict.network === id,
-    );
-    return network && withConflicts(network, conflicts);
+    return this.networks().find((network) => network.id === id);
   }
 
   /** By name, id or unique id prefix. @throws NetError `network-unknown`, `network-ambiguous` */
@@ -251,11 +237,8 @@ export class State {
   }
 
   /** In claim order. */
-  services(): ServiceView[] {
-    const conflicts = groupBy(this.conflicts(), (conflict) =>
-      "service" in conflict ? conflict.service : undefined,
-    );
-    return this.#services().map((service) => ({ ...service, conflicts: conflicts.get(service.id) ?? [] }));
+  services(): readonly ServiceView[] {
+    return (this.#serviceViews ??= serviceViews(this.#services(), this.conflicts()));
   }
 
   /** By name, id or unique id prefix. @throws NetError `service-unknown`, `service-ambiguous` */
@@ -283,45 +266,20 @@ export class State {
 
   /** What cannot be had twice but was made twice, in a fixed order; up to date after every `handle`. */
   conflicts(): readonly Conflict[] {
-    return this.#conflicts;
+    return this.#watch.conflicts;
   }
 
   /** Undefined while no ring of the network is known; external networks have none. */
   ringUse(id: NetworkId): RingUse | undefined {
     const space = this.#spaces.get(id);
-    if (space?.ring === undefined) return undefined;
-    const owners = new Map<NodeId, { size: number; free: number }>();
-    for (const range of space.ring.ranges()) {
-      const { owner } = range.entry;
-      const sum = owners.get(owner) ?? { size: 0, free: 0 };
-      sum.size += range.end - range.first;
-      sum.free += owner === this.#node ? space.freeIn(range) : range.entry.free;
-      owners.set(owner, sum);
-    }
-    const list = [...owners].map(([node, sum]) => ({
-      node,
-      name: this.#nameOf(node),
-      ...sum,
-      alive: node === this.#node || this.#members.nameOf(node) !== undefined,
-    }));
-    // The gateway is in one of the ranges, and never given.
-    return {
-      network: id,
-      size: space.range.end - space.range.first - 1,
-      free: list.reduce((sum, owner) => sum + owner.free, 0),
-      owners: list,
-    };
+    const isAlive = (node: NodeId): boolean =>
+      node === this.#node || this.#members.nameOf(node) !== undefined;
+    return space && ringUse(space, this.#node, (node) => this.#nameOf(node), isAlive);
   }
 
   /** What this node has given away, VIPs included; after a restart the agent releases what nobody has any more. */
   allocations(): Allocation[] {
-    return [...this.#spaces.values()].flatMap((space) =>
-      [...space.allocations()].map(({ address, holder }) => ({
-        network: space.network.id,
-        address: ipv4FromNumber(address),
-        holder,
-      })),
-    );
+    return [...this.#spaces.values()].flatMap(allocationsOf);
   }
 
   /** What was dropped, by reason. */
@@ -417,6 +375,7 @@ export class State {
     for (const network of this.#touched) this.#ringTouched(network, now);
     this.#touched.clear();
     if (this.#conflictsStale) this.#findConflicts(now);
+    for (const conflict of this.#watch.takeDue(now)) this.#outbox.add({ type: "conflict", conflict });
     this.#replication.step(now);
   }
 
@@ -533,11 +492,11 @@ export class State {
         return this.#removeNetwork(input, now);
       case "create-service": {
         const id = randomBase36(this.#random) as ServiceId;
-        return this.#beginJob(request, id, { type: "create", spec: input.spec }, now);
+        return this.#jobs.begin(request, id, { type: "create", spec: input.spec }, now);
       }
       case "update-service": {
         const { id } = this.findService(input.service);
-        return this.#beginJob(request, id, { type: "update", spec: input.spec }, now);
+        return this.#jobs.begin(request, id, { type: "update", spec: input.spec }, now);
       }
       case "remove-service": {
         const { id } = this.findService(input.service);
@@ -655,71 +614,19 @@ export class State {
         address: { ip: outcome.address, prefixLength },
       });
     }
-    const job = this.#jobs.get(want.id);
-    this.#jobs.delete(want.id);
-    if (job === undefined || !job.waiting.delete(want.id)) return;
-    if ("error" in outcome) return this.#failJob(job, outcome.error);
-    job.vips.set(want.network, outcome.address);
-    if (job.waiting.size === 0) this.#continueJob(job, now);
+    this.#jobs.settled(outcome, now);
   }
 
-  // Services: written when they have their virtual IPs, or not at all
-
-  #beginJob(request: number, id: ServiceId, mode: ServiceJob["mode"], now: Instant): void {
-    this.#continueJob({ request, id, mode, vips: new Map(), waiting: new Set() }, now);
-  }
-
-  /** Validates (again: names and ports may be taken meanwhile), wants what is missing, or writes. */
-  #continueJob(job: ServiceJob, now: Instant): void {
-    let service: Service;
-    try {
-      service = this.#serviceOf(job);
-    } catch (error) {
-      if (!(error instanceof NetError)) throw error;
-      return this.#failJob(job, error);
-    }
-    const wants = networksWithoutVip(service).map((network) =>
-      this.#newWant(network, vipHolder(job.id, service.name)),
-    );
-    if (wants.length === 0) {
-      this.#write(this.#definitions.write({ kind: "service", value: service }, this.#node, now), now);
-      return this.#outbox.done(job.request, { type: "service", service });
-    }
-    for (const want of wants) {
-      job.waiting.add(want.id);
-      this.#jobs.set(want.id, job);
-    }
-    for (const want of wants) this.#allocator.want(want, now);
-  }
-
-  #serviceOf(job: ServiceJob): Service {
-    const previous = this.#definitions.service(job.id);
-    if (job.mode.type === "update" && previous === undefined)
-      throw new NetError("service-unknown", `update service ${job.id}: it was removed meanwhile`);
-    const spec =
-      job.mode.type === "create"
-        ? job.mode.spec
-        : {
-            ...(previous && specOf(previous)),
-            ...definedOnly(job.mode.spec),
-            name: job.mode.spec.name ?? previous?.name ?? "",
-          };
-    let service = makeService(job.id, spec, previous, {
+  /** What a service job asks for, checked against what is known now. @throws NetError */
+  #serviceOf(id: ServiceId, mode: ServiceMode): Service {
+    const previous = this.#definitions.service(id);
+    if (mode.type === "update" && previous === undefined)
+      throw new NetError("service-unknown", `update service ${id}: it was removed meanwhile`);
+    return makeService(id, mode.type === "create" ? mode.spec : laidOver(previous, mode.spec), previous, {
       services: this.#services(),
       networks: this.#networks(),
       created: this.#definitions.clock + 1,
     });
-    for (const [network, vip] of job.vips) service = withVip(service, network, vip);
-    return service;
-  }
-
-  #failJob(job: ServiceJob, error: NetError): void {
-    this.#allocator.forget([...job.waiting]);
-    for (const want of job.waiting) this.#jobs.delete(want);
-    job.waiting.clear();
-    // What an update got is kept for the service: an older write of it may still be on its way here.
-    if (job.mode.type === "create") this.#releaseHolder(vipHolder(job.id, "").id);
-    this.#outbox.refuse(job.request, error);
   }
 
   #releaseHolder(holderId: string): void {
@@ -748,15 +655,16 @@ export class State {
     this.#conflictsStale = true;
     this.#takeoverStale = true;
     this.#serviceList = undefined;
-    let services = false;
+    this.#serviceViews = undefined;
+    this.#networkViews = undefined;
+    this.#definitionConflicts = undefined;
     for (const { kind, id } of changes) {
       if (kind === "network") this.#applyNetwork(id as NetworkId);
       if (kind !== "service") continue;
-      services = true;
+      this.#refreshVips(id);
       // Only now: as long as the service lived, any write of it might still have named the address.
       if (this.#definitions.service(id) === undefined) this.#releaseHolder(vipHolder(id as ServiceId, "").id);
     }
-    if (services) this.#refreshVips();
     this.#outbox.add({ type: "definitions-changed", changes });
     for (const { kind, id } of changes) if (kind === "network") this.#allocator.retry(id as NetworkId, now);
   }
@@ -766,7 +674,9 @@ export class State {
     const space = this.#spaces.get(id);
     if (network !== undefined && space === undefined) {
       this.#addSpace(network);
-      this.#refreshVips();
+      // Services may have been heard of before their network.
+      for (const [service, vips] of this.#vips)
+        if (vips.some((vip) => vip.network === id)) this.#refreshVips(service);
     }
     if (network !== undefined || space === undefined || space.network.ingress) return;
     this.#spaces.delete(id);
@@ -782,16 +692,17 @@ export class State {
     if (space.ring !== undefined) this.#replication.set(ringKey(network.id), space.ring.hash);
   }
 
-  #refreshVips(): void {
-    const vips = new Map<NetworkId, Map<number, string>>();
-    for (const service of this.#services()) {
-      for (const { network, vip } of service.networks) {
-        if (vip === undefined) continue;
-        const ofNetwork = vips.get(network) ?? new Map<number, string>();
-        vips.set(network, ofNetwork.set(ipv4ToNumber(vip), `service ${service.name}`));
-      }
-    }
-    for (const space of this.#spaces.values()) space.setVips(vips.get(space.network.id) ?? new Map());
+  /** Tells the spaces which virtual IPs a service has now. */
+  #refreshVips(serviceId: string): void {
+    for (const { network, address, name } of this.#vips.get(serviceId) ?? [])
+      this.#spaces.get(network)?.dropVip(address, name);
+    const service = this.#definitions.service(serviceId);
+    const vips = (service?.networks ?? []).flatMap(({ network, vip }) =>
+      vip === undefined ? [] : [{ network, address: ipv4ToNumber(vip), name: `service ${service?.name}` }],
+    );
+    for (const { network, address, name } of vips) this.#spaces.get(network)?.addVip(address, name);
+    if (service === undefined) this.#vips.delete(serviceId);
+    else this.#vips.set(serviceId, vips);
   }
 
   #ringTouched(network: NetworkId, now: Instant): void {
@@ -861,21 +772,17 @@ export class State {
 
   #findConflicts(now: Instant): void {
     this.#conflictsStale = false;
-    const conflicts = definitionConflicts(this.#networks(), this.#services(), (network) =>
+    this.#definitionConflicts ??= definitionConflicts(this.#networks(), this.#services(), (network) =>
       this.#definitions.isRemoved("network", network),
     );
+    const conflicts = [...this.#definitionConflicts];
     const blocked = this.#blocked(now);
     if (blocked !== undefined) conflicts.push(blocked);
     for (const space of this.#spaces.values())
       conflicts.push(...addressConflicts(space, blocked !== undefined));
-    const keys = new Set<string>();
-    for (const conflict of conflicts) {
-      const key = conflictKey(conflict);
-      keys.add(key);
-      if (!this.#reported.has(key)) this.#outbox.add({ type: "conflict", conflict });
-    }
-    this.#conflicts = conflicts;
-    this.#reported = keys;
+    this.#watch.set(conflicts, now);
+    this.#networkViews = undefined;
+    this.#serviceViews = undefined;
   }
 
   // Below: what the above is made of
@@ -932,7 +839,7 @@ export class State {
       );
       if (space.ring !== undefined) this.#replication.set(ringKey(network), space.ring.hash);
     }
-    this.#refreshVips();
+    for (const service of this.#services()) this.#refreshVips(service.id);
   }
 }
 
@@ -964,27 +871,6 @@ function* addressConflicts(space: AddressSpace, blocked: boolean): Iterable<Conf
     if (service !== undefined && serviceOfHolder(holder.id) === undefined)
       yield conflict(address, holder, `which is the virtual IP of ${service}`);
   }
-}
-
-function withConflicts(network: Network, conflicts: readonly Conflict[] = []): NetworkView {
-  return { ...network, conflicts, disabled: conflicts.some(({ type }) => type === "vni") };
-}
-
-function groupBy<K, V>(items: readonly V[], keyOf: (item: V) => K | undefined): Map<K, V[]> {
-  const groups = new Map<K, V[]>();
-  for (const item of items) {
-    const key = keyOf(item);
-    if (key === undefined) continue;
-    const group = groups.get(key);
-    if (group === undefined) groups.set(key, [item]);
-    else group.push(item);
-  }
-  return groups;
-}
-
-/** An update's absent fields stay; `exactOptionalPropertyTypes` does not hold for values from JSON. */
-function definedOnly<T extends object>(value: T): T {
-  return Object.fromEntries(Object.entries(value).filter(([, field]) => field !== undefined)) as T;
 }
 
 function listText(names: readonly string[]): string {

@@ -1,4 +1,4 @@
-import type { ByteReader, ByteWriter } from "../../base/bytes.ts";
+import { ByteWriter, type ByteReader } from "../../base/bytes.ts";
 import { nodeId, type NodeId } from "../../base/id.ts";
 import { decodeDefinition, type Definition, type DefinitionKind } from "./definition.ts";
 import { readBytes, readFlag, readText, readVarint, writeBytes, writeText, writeVarint } from "./fields.ts";
@@ -28,7 +28,20 @@ export interface Entry {
   readonly ageSeconds: number;
 }
 
+/** Entries are values and written over and over: into packets, pages and every snapshot. */
+const encoded = new WeakMap<Entry, Uint8Array>();
+
 export function encodeEntry(entry: Entry, out: ByteWriter): void {
+  let bytes = encoded.get(entry);
+  if (bytes === undefined) {
+    const own = new ByteWriter(entry.raw.length + 96);
+    encodeFields(entry, own);
+    encoded.set(entry, (bytes = own.finish()));
+  }
+  out.write(bytes);
+}
+
+function encodeFields(entry: Entry, out: ByteWriter): void {
   out.u8(KINDS.indexOf(entry.kind) + 1);
   writeText(out, entry.id);
   writeVarint(out, entry.lamport);

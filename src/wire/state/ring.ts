@@ -1,4 +1,4 @@
-import type { ByteReader, ByteWriter } from "../../base/bytes.ts";
+import { ByteWriter, type ByteReader } from "../../base/bytes.ts";
 import { networkId, nodeId, type NetworkId, type NodeId } from "../../base/id.ts";
 import { readList, readText, readVarint, writeList, writeText, writeVarint } from "./fields.ts";
 
@@ -30,7 +30,20 @@ export interface Ring {
   readonly entries: readonly RingEntry[];
 }
 
+/** As of entries: a ring is written more often than it changes. */
+const encoded = new WeakMap<Ring, Uint8Array>();
+
 export function encodeRing(ring: Ring, out: ByteWriter): void {
+  let bytes = encoded.get(ring);
+  if (bytes === undefined) {
+    const own = new ByteWriter(64 + ring.entries.length * 10);
+    encodeFields(ring, own);
+    encoded.set(ring, (bytes = own.finish()));
+  }
+  out.write(bytes);
+}
+
+function encodeFields(ring: Ring, out: ByteWriter): void {
   writeText(out, ring.network);
   writeVarint(out, ring.seeded);
   writeText(out, ring.seeder);
