@@ -111,6 +111,16 @@ export class TransmitQueue {
     return taken;
   }
 
+  /** Counts one transmission of a named entry that somebody else made. */
+  transmitted(name: string, transmitLimit: number): void {
+    const entry = this.#named.get(name);
+    if (entry === undefined) return;
+    this.#tiers[entry.transmissions]?.remove(entry);
+    entry.transmissions++;
+    if (entry.transmissions >= transmitLimit) this.#forget(entry);
+    else this.#insert(entry);
+  }
+
   /** Takes everything at once, least transmitted first. */
   drain(): Uint8Array[] {
     const payloads: Uint8Array[] = [];
@@ -181,67 +191,87 @@ interface Entry {
 
 /** Entries with one number of transmissions, by payload length, oldest to newest within a length. */
 class Tier {
-  readonly #byLength = new Map<number, Entry[]>();
-  /** The lengths present, ascending. */
-  readonly #lengths: number[] = [];
+  /** Ascending lengths. Empty buckets stay: gossip has few lengths, and they come again. */
+  readonly #buckets: Bucket[] = [];
 
   insert(entry: Entry): void {
-    const length = entry.payload.length;
-    let entries = this.#byLength.get(length);
-    if (entries === undefined) {
-      entries = [];
-      this.#byLength.set(length, entries);
-      this.#lengths.splice(this.#firstAbove(length), 0, length);
-    }
-    let at = entries.length;
-    while (at > 0 && (entries[at - 1]?.id ?? 0) > entry.id) at--;
-    if (at === entries.length) entries.push(entry);
-    else entries.splice(at, 0, entry);
+    const { length } = entry.payload;
+    const index = this.#firstAbove(length);
+    const below = this.#buckets[index - 1];
+    if (below?.length === length) below.insert(entry);
+    else this.#buckets.splice(index, 0, new Bucket(length, entry));
   }
 
   /** Length of the longest entry, 0 without one. */
   get longest(): number {
-    return this.#lengths.at(-1) ?? 0;
+    for (let i = this.#buckets.length - 1; i >= 0; i--) {
+      const bucket = this.#buckets[i];
+      if (bucket !== undefined && bucket.entries.length > 0) return bucket.length;
+    }
+    return 0;
   }
 
   entries(): Entry[] {
-    return [...this.#byLength.values()].flat();
+    return this.#buckets.flatMap((bucket) => bucket.entries);
   }
 
   /** Removes the newest of the longest entries not longer than `limit` bytes. */
   popLongest(limit: number): Entry | undefined {
-    for (;;) {
-      const index = this.#firstAbove(limit) - 1;
-      const length = this.#lengths[index];
-      if (length === undefined) return undefined;
-      const entries = this.#byLength.get(length) ?? [];
-      const entry = entries.pop();
-      if (entries.length === 0) this.#removeLength(index, length);
+    for (let i = this.#firstAbove(limit) - 1; i >= 0; i--) {
+      const entry = this.#buckets[i]?.entries.pop();
       if (entry !== undefined) return entry;
     }
+    return undefined;
   }
 
   remove(entry: Entry): void {
-    const length = entry.payload.length;
-    const entries = this.#byLength.get(length) ?? [];
-    const at = entries.indexOf(entry);
-    if (at >= 0) entries.splice(at, 1);
-    if (entries.length === 0) this.#removeLength(this.#firstAbove(length) - 1, length);
+    const { length } = entry.payload;
+    const bucket = this.#buckets[this.#firstAbove(length) - 1];
+    if (bucket?.length === length) bucket.remove(entry);
   }
 
-  #removeLength(index: number, length: number): void {
-    this.#byLength.delete(length);
-    this.#lengths.splice(index, 1);
-  }
-
-  /** Index of the first length greater than `limit`. */
+  /** Index of the first bucket of a length greater than `limit`. */
   #firstAbove(limit: number): number {
     let low = 0;
-    let high = this.#lengths.length;
+    let high = this.#buckets.length;
     while (low < high) {
       const middle = (low + high) >> 1;
-      if ((this.#lengths[middle] ?? 0) > limit) high = middle;
+      if ((this.#buckets[middle]?.length ?? 0) > limit) high = middle;
       else low = middle + 1;
+    }
+    return low;
+  }
+}
+
+/** Entries of one length, by id. */
+class Bucket {
+  readonly length: number;
+  readonly entries: Entry[];
+
+  constructor(length: number, entry: Entry) {
+    this.length = length;
+    this.entries = [entry];
+  }
+
+  insert(entry: Entry): void {
+    const at = this.#firstNotBelow(entry.id);
+    if (at === this.entries.length) this.entries.push(entry);
+    else this.entries.splice(at, 0, entry);
+  }
+
+  remove(entry: Entry): void {
+    const at = this.#firstNotBelow(entry.id);
+    if (this.entries[at] === entry) this.entries.splice(at, 1);
+  }
+
+  #firstNotBelow(id: number): number {
+    let low = 0;
+    let high = this.entries.length;
+    if ((this.entries[high - 1]?.id ?? -1) < id) return high;
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if ((this.entries[middle]?.id ?? 0) < id) low = middle + 1;
+      else high = middle;
     }
     return low;
   }

@@ -27,6 +27,12 @@ interface Rumor {
 const MAX_KNOWN_AT = 8;
 
 /**
+ * From this size on, an accusation or death heard again counts as sent: a mass failure is the largest storm of all,
+ * and who misses one such message finds out by its own probes.
+ */
+const LARGE_CLUSTER = 128;
+
+/**
  * Membership broadcasts waiting for gossip (memberlist queue.go and broadcast.go).
  *
  * Beyond memberlist: a place that is known to have a broadcast is not sent it. If it has exchanged its whole state
@@ -86,11 +92,14 @@ export class BroadcastQueue {
   }
 
   /** Somebody told us what we are telling: it need not be told. */
-  heardAgain(name: string, claim: Claim, place: string): void {
+  heardAgain(name: string, claim: Claim, place: string, members: number): void {
     const rumor = this.#rumors.get(name);
-    if (rumor === undefined || rumor.knownAt.length >= MAX_KNOWN_AT) return;
-    const same = rumor.claim.type === claim.type && rumor.claim.incarnation === claim.incarnation;
-    if (same && !rumor.knownAt.includes(place)) rumor.knownAt.push(place);
+    if (rumor === undefined) return;
+    if (rumor.claim.type !== claim.type || rumor.claim.incarnation !== claim.incarnation) return;
+    if (rumor.knownAt.length < MAX_KNOWN_AT && !rumor.knownAt.includes(place)) rumor.knownAt.push(place);
+    if (this.#skipInformed && claim.type !== "alive" && members >= LARGE_CLUSTER) {
+      this.#queue.transmitted(name, transmitLimit(this.#retransmitMult, members));
+    }
   }
 
   /** The place has seen our whole state as it was at `sequence`. */

@@ -73,14 +73,25 @@ export class Claims {
 
   alive(claim: Alive, now: Instant, via: Via = NOWHERE): AliveOutcome {
     const context = this.#context;
-    const aboutUs = claim.node === context.self.name;
+    let member = context.members.get(claim.node);
+    const aboutUs = member === context.self;
     if (aboutUs && this.leaving) return "stale";
     const port = claim.port === 0 ? context.self.port : claim.port;
+    // Gossip brings everything several times: the most frequent case first, and cheaply.
+    if (
+      member !== undefined &&
+      !aboutUs &&
+      via.proven !== true &&
+      claim.incarnation <= member.incarnation &&
+      member.isAt(claim.addr, port)
+    ) {
+      if (via.place !== undefined) context.queue.heardAgain(claim.node, claim, via.place, context.members.size);
+      return "stale";
+    }
     if (!this.#acceptable(claim, via)) {
       context.count("claims.refused");
       return "refused";
     }
-    let member = context.members.get(claim.node);
     const returned = member !== undefined;
     let moved = false;
     if (member === undefined) {
@@ -91,7 +102,7 @@ export class Claims {
         return "refused";
       }
       member = new MemberRecord(
-        context.shareIdentity(this.#identity(claim, port, undefined)),
+        this.#identity(claim, port, undefined),
         0,
         "dead",
         now,
@@ -112,10 +123,7 @@ export class Claims {
       this.refute(claim.incarnation, now);
       return "refuted";
     }
-    if (claim.incarnation <= member.incarnation && !moved && via.proven !== true) {
-      if (via.place !== undefined) context.queue.heardAgain(claim.node, claim, via.place);
-      return "stale";
-    }
+    if (claim.incarnation <= member.incarnation && !moved && via.proven !== true) return "stale";
     this.#suspicions.cancel(claim.node);
     this.#accept(member, claim, port, returned, now, via);
     return "accepted";
@@ -128,7 +136,7 @@ export class Claims {
     if (member === undefined || claim.incarnation < member.incarnation) return false;
     if (this.#suspicions.get(claim.node) !== undefined) {
       if (!this.#suspicions.confirm(claim.node, claim.from)) {
-        if (via.place !== undefined) context.queue.heardAgain(claim.node, claim, via.place);
+        if (via.place !== undefined) context.queue.heardAgain(claim.node, claim, via.place, context.members.size);
         return false;
       }
       context.queue.queue(claim.node, claim, context.encode(claim), via.place);
@@ -155,7 +163,7 @@ export class Claims {
     if (member === undefined || claim.incarnation < member.incarnation) return false;
     this.#suspicions.cancel(claim.node);
     if (!member.present) {
-      if (via.place !== undefined) context.queue.heardAgain(claim.node, claim, via.place);
+      if (via.place !== undefined) context.queue.heardAgain(claim.node, claim, via.place, context.members.size);
       return false;
     }
     const aboutUs = member === context.self;
@@ -217,7 +225,7 @@ export class Claims {
     const oldMeta = member.meta;
     const sameMeta = bytesEqual(oldMeta, claim.meta);
     if (!sameMeta || !member.isAt(claim.addr, port) || !sameVersions(member, claim)) {
-      member.identity = context.shareIdentity(this.#identity(claim, port, member));
+      member.identity = this.#identity(claim, port, member);
     }
     member.incarnation = claim.incarnation;
     if (before !== "alive") context.members.become(member, "alive", now);
@@ -247,7 +255,7 @@ export class Claims {
   #identity(claim: Alive, port: number, known: Identity | MemberRecord | undefined): Identity {
     // Versions shorter than six cannot be used; what was known stays.
     const vsn = claim.vsn.length >= 6 ? claim.vsn.subarray(0, 6) : (known?.vsn ?? new Uint8Array(0));
-    return makeIdentity({ name: claim.node, addr: claim.addr, port, meta: claim.meta, vsn });
+    return this.#context.identify({ name: claim.node, addr: claim.addr, port, meta: claim.meta, vsn });
   }
 
   #mayMove(member: MemberRecord, now: Instant): boolean {

@@ -1,11 +1,11 @@
 import type { SocketAddr } from "../base/ip.ts";
 import type { Random } from "../base/random.ts";
-import { encodeMessage, type MemberlistMessage, type Ping } from "../wire/memberlist/message.ts";
+import type { MemberlistMessage, Ping } from "../wire/memberlist/message.ts";
 import { Awareness } from "./awareness.ts";
 import type { SwimEffect, UserBroadcasts } from "./boundary.ts";
 import { BroadcastQueue } from "./broadcast-queue.ts";
 import type { SwimConfig } from "./config.ts";
-import { MemberTable, understandsCrc, type Identity, type MemberRecord } from "./member.ts";
+import { MemberTable, understandsCrc, type Description, type Identity, type MemberRecord } from "./member.ts";
 import { RoundTrips } from "./rtt.ts";
 
 /** Length byte pairs of a compound, and its head: 07 and the count. */
@@ -23,8 +23,8 @@ export interface ContextOptions {
   readonly random: Random;
   readonly userBroadcasts: UserBroadcasts;
   readonly packetOverhead: number;
-  readonly shareIdentity: (identity: Identity) => Identity;
-  readonly encode?: (message: MemberlistMessage) => Uint8Array;
+  readonly identify: (description: Description) => Identity;
+  readonly encode: (message: MemberlistMessage) => Uint8Array;
 }
 
 /** What the parts of one node share: settings, tables, and the way out. */
@@ -37,7 +37,7 @@ export class Context {
   readonly userBroadcasts: UserBroadcasts;
   readonly awareness: Awareness;
   readonly roundTrips = new RoundTrips();
-  readonly shareIdentity: (identity: Identity) => Identity;
+  readonly identify: (description: Description) => Identity;
   readonly encode: (message: MemberlistMessage) => Uint8Array;
   readonly counters: Record<string, number> = {};
   packetOverhead: number;
@@ -53,8 +53,8 @@ export class Context {
     this.userBroadcasts = options.userBroadcasts;
     this.awareness = new Awareness(options.config.awarenessMaxMultiplier);
     this.packetOverhead = options.packetOverhead;
-    this.shareIdentity = options.shareIdentity;
-    this.encode = options.encode ?? encodeMessage;
+    this.identify = options.identify;
+    this.encode = options.encode;
   }
 
   emit(effect: SwimEffect): void {

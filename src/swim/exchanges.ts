@@ -8,9 +8,12 @@ import type { MemberRecord } from "./member.ts";
 import { aliveClaim, mergeNodes, versionConflict, type Disputed } from "./push-pull.ts";
 
 /** Answers kept back at a time, and exchanges of our own besides joins. Protects memory and sockets. */
-const MAX_ANSWERS = 127;
+const MAX_ANSWERS = 512;
 const MAX_REFRESHES = 8;
 const UNSCALED_MEMBERS = 32;
+/** So many newcomers heard of by gossip since the last exchange are a storm, in which gossip misses somebody. */
+const STORM = 32;
+const STORM_EXCHANGE_MS = 3_000;
 /** A stranger that pings us has so long to become known by gossip. */
 const STRANGER_PATIENCE_MS = 3_000;
 /** Until the first exchange: what gossip alone tells a newcomer is only news, never the whole. */
@@ -55,6 +58,7 @@ export class Exchanges {
   #nextId = 1;
   #nextPeriodicAt: Instant | undefined;
   #exchanged = false;
+  #newcomers = 0;
   #stranger: { readonly name: string; readonly address: SocketAddr; readonly dueAt: Instant } | undefined;
   /** Streams waiting for the answer of their batch. */
   readonly #answers = new Map<number, { readonly join: boolean; readonly place: string | undefined }>();
@@ -85,6 +89,7 @@ export class Exchanges {
     }
     if (this.#nextPeriodicAt !== undefined && now >= this.#nextPeriodicAt) {
       this.#nextPeriodicAt = after(now, this.#periodMs());
+      this.#newcomers = 0;
       const { members, self } = this.#context;
       const [partner] = members.pick(1, (member) => member.state === "alive" && member !== self);
       if (partner !== undefined) this.#open("periodic", partner.address, false, undefined);
@@ -123,6 +128,14 @@ export class Exchanges {
     for (const exchange of this.#exchanges.values()) if (exchange.purpose === "reconnect") return;
     this.#context.count("reconnect.exchanges");
     this.#open("reconnect", address, true, undefined);
+  }
+
+  /** Gossip told of a newcomer. After many of them one exchange comes early: it brings whom gossip forgot. */
+  newcomer(now: Instant): void {
+    const { config, random } = this.#context;
+    if (++this.#newcomers !== STORM || config.reconnectIntervalMs === 0) return;
+    const soon = after(now, STORM_EXCHANGE_MS * (0.5 + random.next()));
+    if (this.#nextPeriodicAt !== undefined && soon < this.#nextPeriodicAt) this.#nextPeriodicAt = soon;
   }
 
   /**

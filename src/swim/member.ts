@@ -37,14 +37,10 @@ export interface Identity {
   readonly place: string;
 }
 
+export type Description = Pick<Identity, "name" | "addr" | "port" | "meta" | "vsn">;
+
 /** Copies what it keeps. @throws DecodeError when `addr` is neither 4 nor 16 bytes. */
-export function makeIdentity(claim: {
-  readonly name: string;
-  readonly addr: Uint8Array;
-  readonly port: number;
-  readonly meta: Uint8Array;
-  readonly vsn: Uint8Array;
-}): Identity {
+export function makeIdentity(claim: Description): Identity {
   const address = { ip: ipFromBytes(claim.addr), port: claim.port };
   return {
     name: claim.name,
@@ -100,7 +96,8 @@ export class MemberRecord implements Member {
 
   /** Byte for byte, as memberlist compares. */
   isAt(addr: Uint8Array, port: number): boolean {
-    return this.identity.port === port && bytesEqual(this.identity.addr, addr);
+    const own = this.identity;
+    return own.port === port && (own.addr === addr || bytesEqual(own.addr, addr));
   }
 }
 

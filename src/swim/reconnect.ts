@@ -43,6 +43,8 @@ export class Reconnector {
   readonly #departed = new Map<string, Departed>();
   /** Addresses to join, by place; the first is the next to be tried. */
   readonly #seeds = new Map<string, SocketAddr>();
+  /** Who was found at a seed's place last. */
+  readonly #seen = new Map<string, string>();
   /** Sequence number → place. */
   readonly #awaited = new Map<number, string>();
   #nextAt: Instant | undefined;
@@ -143,17 +145,25 @@ export class Reconnector {
 
   /** Whoever lives there may answer: a seed is an address, not a name. */
   #trySeed(): void {
-    // A suspect may have a successor there that we do not know.
-    const present = new Set<string>();
-    for (const member of this.#context.members) {
-      if (member.state === "alive") present.add(member.identity.place);
-    }
     for (const [place, address] of this.#seeds) {
-      if (present.has(place)) continue;
+      if (this.#livesAt(place)) continue;
       this.#seeds.delete(place);
       this.#seeds.set(place, address);
       return this.#context.sendBare(address, [this.#awaitedPing(place, "")], false);
     }
+  }
+
+  /** A suspect does not count: it may have a successor there that we do not know. */
+  #livesAt(place: string): boolean {
+    const { members } = this.#context;
+    const last = members.get(this.#seen.get(place) ?? "");
+    if (last?.state === "alive" && last.identity.place === place) return true;
+    for (const member of members) {
+      if (member.state !== "alive" || member.identity.place !== place) continue;
+      this.#seen.set(place, member.name);
+      return true;
+    }
+    return false;
   }
 
   #awaitedPing(place: string, name: string): Ping {

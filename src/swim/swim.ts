@@ -12,7 +12,7 @@ import type { SwimConfig } from "./config.ts";
 import { Context, userMessage } from "./context.ts";
 import { Exchanges, type ExchangeEnd } from "./exchanges.ts";
 import { Gossip } from "./gossip.ts";
-import { makeIdentity, MemberRecord, understandsCrc, type Identity, type Member } from "./member.ts";
+import { makeIdentity, MemberRecord, understandsCrc, type Description, type Identity, type Member } from "./member.ts";
 import { Moves, type MoveOutcome } from "./moves.ts";
 import { OwnLink } from "./own-link.ts";
 import { dropDeparted, Prober, type ProbeOutcome } from "./probe.ts";
@@ -45,8 +45,8 @@ export interface SwimOptions {
   readonly userBroadcasts: UserBroadcasts;
   /** Bytes that encryption and label add to each packet. Default 0. */
   readonly packetOverhead?: number;
-  /** Returns an equal identity to keep instead, for many nodes in one process. Default: the argument. */
-  readonly shareIdentity?: (identity: Identity) => Identity;
+  /** Default: `makeIdentity`. Many nodes in one process may share what they know of each other. */
+  readonly identify?: (description: Description) => Identity;
   /** Default: `encodeMessage`. For many nodes in one process, which may share what they encode. */
   readonly encode?: (message: MemberlistMessage) => Uint8Array;
 }
@@ -84,7 +84,7 @@ export class Swim {
       random: options.random,
       userBroadcasts: options.userBroadcasts,
       packetOverhead: options.packetOverhead ?? 0,
-      shareIdentity: options.shareIdentity ?? ((identity) => identity),
+      identify: options.identify ?? makeIdentity,
       encode: options.encode ?? encodeMessage,
     });
     this.#context = context;
@@ -168,6 +168,10 @@ export class Swim {
 
   /** When to call `handle({ type: "wake" })` next; undefined before `start`. Ask again when a user broadcast was queued. */
   nextWakeup(): Instant | undefined {
+    return earliest(this.#expectedAt, this.#gossip.nextWakeup());
+  }
+
+  #earliestDeadline(): Instant | undefined {
     return earliest(
       this.#prober.nextWakeup(),
       this.#suspicions.nextWakeup(),
@@ -377,7 +381,9 @@ export class Swim {
   }
 
   #alive(claim: Alive, from: SocketAddr, via: Via, now: Instant): void {
+    const before = this.#context.members.alive;
     const outcome = this.#claims.alive(claim, now, via);
+    if (this.#context.members.alive > before) this.#exchanges.newcomer(now);
     const member = this.#context.members.get(claim.node);
     if (outcome === "conflict") this.#settleDisputes([{ claim, outcome }], now);
     // A dead one that restarted below its old incarnation speaks for itself.
@@ -584,7 +590,7 @@ export class Swim {
     for (const waiting of this.#context.queue.takeDone()) this.#broadcast(waiting);
     effects.push(...this.#context.takeEffects());
     this.#gossip.notice(now);
-    this.#expectedAt = this.nextWakeup();
+    this.#expectedAt = this.#earliestDeadline();
     return effects;
   }
 

@@ -6,8 +6,10 @@ import type { MemberRecord } from "./member.ts";
 import { sendPing, type Prober } from "./probe.ts";
 import type { StreamPings } from "./stream-pings.ts";
 
-/** Members above which looks at one suspect are spread over time, lest all of them fall on it at once. */
-const STAGGER_MEMBERS = 64;
+/** About so many members look at one suspect at once; the others wait for their word first. */
+const LOOKERS = 16;
+/** How long they wait, in looks. */
+const WORD_TAKES = 4;
 
 interface Look {
   readonly target: MemberRecord;
@@ -47,8 +49,8 @@ export class Verifier {
     if (config.verifyMs === 0) return false;
     if (this.#looks.has(target.name)) return true;
     if (this.#looks.size >= config.maxPending) return false;
-    const spreadMs = config.verifyMs * Math.min(4, Math.max(0, members.size / STAGGER_MEMBERS - 0.5));
-    const startsAt = after(now, random.next() * spreadMs);
+    const waits = random.next() * members.size > LOOKERS;
+    const startsAt = waits ? after(now, config.verifyMs * (WORD_TAKES + 2 * random.next())) : now;
     const look: Look = {
       target,
       seqNo: this.#context.nextSeqNo(),
@@ -59,7 +61,7 @@ export class Verifier {
     this.#looks.set(target.name, look);
     this.#bySeqNo.set(look.seqNo, target.name);
     this.#context.count("verify.looks");
-    if (spreadMs === 0) this.#ping(look, now);
+    if (!waits) this.#ping(look, now);
     else this.#deadlines.set(target.name, startsAt);
     return true;
   }

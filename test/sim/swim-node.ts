@@ -46,40 +46,47 @@ export const REAL_BYTES: Carrier = {
   },
 };
 
+/** Bytes that remember what they mean. */
+class KnownBytes extends Uint8Array {
+  message: MemberlistMessage | undefined;
+}
+
+interface Parts extends Payload {
+  readonly parts: readonly Uint8Array[];
+}
+
+interface Whole extends Payload {
+  readonly message: StreamMessage;
+}
+
 /** Messages are handed over as they are, encoded once per content: for thousands of nodes. Lengths are uncompressed. */
 export function byReference(): Carrier {
-  const bytesOf = new WeakMap<MemberlistMessage, Uint8Array>();
-  const messageOf = new WeakMap<Uint8Array, MemberlistMessage>();
+  const bytesOf = new WeakMap<MemberlistMessage, KnownBytes>();
   const encode = (message: MemberlistMessage): Uint8Array => {
-    const cached = bytesOf.get(message);
-    if (cached !== undefined) return cached;
-    const bytes = encodeMessage(message);
-    bytesOf.set(message, bytes);
-    messageOf.set(bytes, message);
+    let bytes = bytesOf.get(message);
+    if (bytes === undefined) {
+      bytes = new KnownBytes(encodeMessage(message));
+      bytes.message = message;
+      bytesOf.set(message, bytes);
+    }
     return bytes;
   };
   return {
     encode,
-    packet(parts) {
+    packet(parts): Parts {
       let length = parts.length > 1 ? 2 + 2 * parts.length : 0;
       for (const part of parts) length += part.length;
-      return { length, parts } as Payload & { parts: readonly Uint8Array[] };
+      return { length, parts };
     },
     open(payload) {
-      const { parts } = payload as Payload & { parts: readonly Uint8Array[] };
-      return parts.map((part) => {
-        const cached = messageOf.get(part);
-        if (cached !== undefined) return cached;
-        const message = decodeMessage(part);
-        messageOf.set(part, message);
-        return message;
-      });
+      const { parts } = payload as Parts;
+      return parts.map((part) => (part instanceof KnownBytes ? part.message : undefined) ?? decodeMessage(part));
     },
-    stream(message) {
+    stream(message): Whole {
       const length = message.type === "push-pull" ? 30 + 100 * message.nodes.length : 60;
-      return { length, message } as Payload & { message: StreamMessage };
+      return { length, message };
     },
-    read: (payload) => (payload as Payload & { message: StreamMessage }).message,
+    read: (payload) => (payload as Whole).message,
   };
 }
 

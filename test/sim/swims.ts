@@ -1,6 +1,7 @@
+import { bytesEqual } from "../../src/base/bytes.ts";
 import { ipToBytes } from "../../src/base/ip.ts";
 import { LAN, type SwimConfig } from "../../src/swim/config.ts";
-import type { Identity } from "../../src/swim/member.ts";
+import { makeIdentity, type Description, type Identity } from "../../src/swim/member.ts";
 import type { NetworkConditions } from "./network.ts";
 import { byReference, REAL_BYTES, SwimNode, type Carrier } from "./swim-node.ts";
 import { GOSSIP_PORT, hostAddress, World } from "./world.ts";
@@ -22,7 +23,7 @@ const VSN = Uint8Array.of(1, 5, 2, 0, 0, 0);
 /** A world whose processes are a `Swim` each, started and not yet joined. */
 export function swims(options: SwimsOptions): World {
   const carrier: Carrier = options.byReference === true ? byReference() : REAL_BYTES;
-  const shareIdentity = options.byReference === true ? identityPool() : undefined;
+  const identify = options.byReference === true ? identityPool() : undefined;
   const world = new World({
     ...options,
     make(host, life, random) {
@@ -36,7 +37,7 @@ export function swims(options: SwimsOptions): World {
           config: options.configOf?.(host) ?? options.config ?? LAN,
           random,
           userBroadcasts: { length: 0, take: () => [] },
-          ...(shareIdentity === undefined ? {} : { shareIdentity }),
+          ...(identify === undefined ? {} : { identify }),
         },
         carrier,
       );
@@ -58,13 +59,21 @@ export function cluster(options: SwimsOptions): World {
 }
 
 /** One object per member for all nodes that know the same of it. */
-function identityPool(): (identity: Identity) => Identity {
-  const pool = new Map<string, Identity>();
-  return (identity) => {
-    const key = `${identity.name} ${identity.place} ${identity.meta.join()} ${identity.vsn.join()}`;
-    const known = pool.get(key);
-    if (known !== undefined) return known;
-    pool.set(key, identity);
+function identityPool(): (description: Description) => Identity {
+  const pool = new Map<string, Identity[]>();
+  return (description) => {
+    const known = pool.get(description.name) ?? [];
+    for (const identity of known) {
+      if (
+        identity.port === description.port &&
+        bytesEqual(identity.addr, description.addr) &&
+        bytesEqual(identity.meta, description.meta) &&
+        bytesEqual(identity.vsn, description.vsn)
+      )
+        return identity;
+    }
+    const identity = makeIdentity(description);
+    pool.set(identity.name, [...known, identity]);
     return identity;
   };
 }
