@@ -557,8 +557,8 @@ export class Swim {
   /** We stood still: nobody had a chance to answer us, and what they sent is still in the socket. */
   #stalled(ms: number, now: Instant): void {
     const { config, awareness } = this.#context;
-    this.#lastStallAt = now;
     if (config.holdVerdictsMs === 0 || ms < STALL_MS) return;
+    this.#lastStallAt = now;
     this.#context.count("stall.count");
     this.#context.count("stall.ms", Math.round(ms));
     if (ms >= config.probeTimeoutMs) {
