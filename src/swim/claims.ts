@@ -85,7 +85,8 @@ export class Claims {
       claim.incarnation <= member.incarnation &&
       member.isAt(claim.addr, port)
     ) {
-      if (via.place !== undefined) context.queue.heardAgain(claim.node, claim, via.place, context.members.size);
+      if (via.place !== undefined)
+        context.queue.heardAgain(claim.node, claim, via.place, context.members.size);
       return "stale";
     }
     if (!this.#acceptable(claim, via)) {
@@ -101,12 +102,7 @@ export class Claims {
         context.count("claims.refused");
         return "refused";
       }
-      member = new MemberRecord(
-        this.#identity(claim, port, undefined),
-        0,
-        "dead",
-        now,
-      );
+      member = new MemberRecord(this.#identity(claim, port, undefined), 0, "dead", now);
       context.members.add(member);
     } else if (!member.isAt(claim.addr, port)) {
       if (aboutUs || !(via.proven === true || this.#mayMove(member, now))) {
@@ -136,7 +132,8 @@ export class Claims {
     if (member === undefined || claim.incarnation < member.incarnation) return false;
     if (this.#suspicions.get(claim.node) !== undefined) {
       if (!this.#suspicions.confirm(claim.node, claim.from)) {
-        if (via.place !== undefined) context.queue.heardAgain(claim.node, claim, via.place, context.members.size);
+        if (via.place !== undefined)
+          context.queue.heardAgain(claim.node, claim, via.place, context.members.size);
         return false;
       }
       context.queue.queue(claim.node, claim, context.encode(claim), via.place);
@@ -163,7 +160,8 @@ export class Claims {
     if (member === undefined || claim.incarnation < member.incarnation) return false;
     this.#suspicions.cancel(claim.node);
     if (!member.present) {
-      if (via.place !== undefined) context.queue.heardAgain(claim.node, claim, via.place, context.members.size);
+      if (via.place !== undefined)
+        context.queue.heardAgain(claim.node, claim, via.place, context.members.size);
       return false;
     }
     const aboutUs = member === context.self;

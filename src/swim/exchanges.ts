@@ -133,9 +133,10 @@ export class Exchanges {
   /** Gossip told of a newcomer. After many of them one exchange comes early: it brings whom gossip forgot. */
   newcomer(now: Instant): void {
     const { config, random } = this.#context;
-    if (++this.#newcomers !== STORM || config.reconnectIntervalMs === 0) return;
-    const soon = after(now, STORM_EXCHANGE_MS * (0.5 + random.next()));
-    if (this.#nextPeriodicAt !== undefined && soon < this.#nextPeriodicAt) this.#nextPeriodicAt = soon;
+    if (++this.#newcomers < STORM || config.reconnectIntervalMs === 0) return;
+    const next = this.#nextPeriodicAt;
+    if (next === undefined || next - now < 2 * STORM_EXCHANGE_MS) return;
+    this.#nextPeriodicAt = after(now, STORM_EXCHANGE_MS * (0.5 + random.next()));
   }
 
   /**

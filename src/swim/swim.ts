@@ -12,7 +12,14 @@ import type { SwimConfig } from "./config.ts";
 import { Context, userMessage } from "./context.ts";
 import { Exchanges, type ExchangeEnd } from "./exchanges.ts";
 import { Gossip } from "./gossip.ts";
-import { makeIdentity, MemberRecord, understandsCrc, type Description, type Identity, type Member } from "./member.ts";
+import {
+  makeIdentity,
+  MemberRecord,
+  understandsCrc,
+  type Description,
+  type Identity,
+  type Member,
+} from "./member.ts";
 import { Moves, type MoveOutcome } from "./moves.ts";
 import { OwnLink } from "./own-link.ts";
 import { dropDeparted, Prober, type ProbeOutcome } from "./probe.ts";

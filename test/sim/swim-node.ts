@@ -80,7 +80,9 @@ export function byReference(): Carrier {
     },
     open(payload) {
       const { parts } = payload as Parts;
-      return parts.map((part) => (part instanceof KnownBytes ? part.message : undefined) ?? decodeMessage(part));
+      return parts.map(
+        (part) => (part instanceof KnownBytes ? part.message : undefined) ?? decodeMessage(part),
+      );
     },
     stream(message): Whole {
       const length = message.type === "push-pull" ? 30 + 100 * message.nodes.length : 60;

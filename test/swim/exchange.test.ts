@@ -52,7 +52,13 @@ test("joins that come together are answered together", () => {
   }
   const answers = only(node.advance(25), "push-pull-answer").map(({ stream }) => stream);
   assert.deepEqual(answers, [1, 2, 3, 4, 5]);
-  assert.deepEqual(node.swim.snapshot().map(({ name }) => name).sort(), ["n0", "n1", "n2", "n3", "n4", "n5"]);
+  assert.deepEqual(
+    node.swim
+      .snapshot()
+      .map(({ name }) => name)
+      .sort(),
+    ["n0", "n1", "n2", "n3", "n4", "n5"],
+  );
 });
 
 test("an answer never waits longer than the longest batch, nor for a requester that is gone", () => {
@@ -78,7 +84,11 @@ test("state is exchanged with a random member every half minute, later in a larg
   node.meet(3);
   const first = only(node.advance(2_500), "push-pull");
   assert.equal(first.length, 1, "a newcomer's first comes early");
-  node.feed({ type: "push-pull-reply", exchange: first[0]?.exchange ?? 0, nodes: [nodeOf(1), nodeOf(2), nodeOf(3)] });
+  node.feed({
+    type: "push-pull-reply",
+    exchange: first[0]?.exchange ?? 0,
+    nodes: [nodeOf(1), nodeOf(2), nodeOf(3)],
+  });
   const later = only(node.advance(200_000), "push-pull");
   assert.ok(later.length >= 4 && later.length <= 6, `${later.length} exchanges`);
   assert.ok(later.every(({ join }) => !join));
@@ -96,15 +106,24 @@ test("a version that somebody does not speak refuses the exchange, and nothing i
 
 test("version ranges are those of the living, and everybody has to be inside", () => {
   const voice = (state: string, ...vsn: number[]) => ({ name: "x", state, vsn: Uint8Array.from(vsn) });
-  assert.equal(versionConflict([voice("alive", 1, 5, 2, 0, 0, 0)], [voice("alive", 1, 5, 2, 0, 0, 0)]), undefined);
-  assert.equal(versionConflict([voice("alive", 1, 5, 2, 2, 5, 4)], [voice("alive", 1, 5, 2, 2, 5, 5)]), undefined);
+  assert.equal(
+    versionConflict([voice("alive", 1, 5, 2, 0, 0, 0)], [voice("alive", 1, 5, 2, 0, 0, 0)]),
+    undefined,
+  );
+  assert.equal(
+    versionConflict([voice("alive", 1, 5, 2, 2, 5, 4)], [voice("alive", 1, 5, 2, 2, 5, 5)]),
+    undefined,
+  );
   assert.match(
     versionConflict([voice("alive", 3, 5, 4, 0, 0, 0)], [voice("dead", 1, 5, 2, 0, 0, 0)]) ?? "",
     /protocol 2, others need 3 to 5/,
   );
   assert.match(versionConflict([voice("alive", 1, 5, 2, 0, 0, 0)], [voice("alive")]) ?? "", /protocol 0/);
   // What the dead could do does not narrow the range.
-  assert.equal(versionConflict([voice("alive", 1, 5, 2, 0, 0, 0)], [voice("dead", 2, 2, 2, 0, 0, 0)]), undefined);
+  assert.equal(
+    versionConflict([voice("alive", 1, 5, 2, 0, 0, 0)], [voice("dead", 2, 2, 2, 0, 0, 0)]),
+    undefined,
+  );
 });
 
 test("a leave is told its number of times before it is done", () => {
@@ -115,7 +134,9 @@ test("a leave is told its number of times before it is done", () => {
   assert.deepEqual(one(begun, "member-left").reason, { why: "left" });
   const effects = node.advance(1_000);
   assert.equal(one(effects, "leave-done").complete, true);
-  const goodbyes = sent(effects).filter(({ messages }) => messages.some((message) => message.type === "dead"));
+  const goodbyes = sent(effects).filter(({ messages }) =>
+    messages.some((message) => message.type === "dead"),
+  );
   assert.equal(goodbyes.length, 4);
   // Still there for those who have not heard it.
   assert.equal(node.swim.self.state, "left");
@@ -141,11 +162,15 @@ test("new metadata is announced under a higher incarnation", () => {
   assert.deepEqual(one(effects, "meta-announced"), { type: "meta-announced", request: 3, complete: true });
   const claims = sent(effects).flatMap(({ messages }) => messages);
   assert.ok(
-    claims.some((claim) => claim.type === "alive" && claim.node === "n0" && claim.incarnation === 2 && claim.meta[0] === 1),
+    claims.some(
+      (claim) =>
+        claim.type === "alive" && claim.node === "n0" && claim.incarnation === 2 && claim.meta[0] === 1,
+    ),
   );
   const alone = new LoneNode();
   assert.equal(
-    one(alone.feed({ type: "set-meta", request: 4, meta: Uint8Array.of(1), timeoutMs: 1 }), "meta-announced").complete,
+    one(alone.feed({ type: "set-meta", request: 4, meta: Uint8Array.of(1), timeoutMs: 1 }), "meta-announced")
+      .complete,
     true,
   );
 });

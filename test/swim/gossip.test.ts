@@ -38,7 +38,11 @@ test("a packet keeps its budget and its 127 parts, whatever the application give
       take(budgetBytes, overheadPerMessage) {
         given.push(budgetBytes);
         const payloads: Uint8Array[] = [];
-        for (let left = budgetBytes - size - overheadPerMessage; left >= 0; left -= size + overheadPerMessage) {
+        for (
+          let left = budgetBytes - size - overheadPerMessage;
+          left >= 0;
+          left -= size + overheadPerMessage
+        ) {
           payloads.push(new Uint8Array(size));
         }
         return payloads;

@@ -59,7 +59,6 @@ export class LoneNode {
   meet(count: number): void {
     for (let number = 1; number <= count; number++) this.hear(number, aliveOf(number));
     this.advance(900);
-
   }
 
   /** Lets time pass, waking it whenever it asks for that. */
@@ -82,12 +81,12 @@ export class LoneNode {
       const effects = this.advance(10);
       for (const effect of only(effects, "send")) {
         const message = decodeMessage(effect.parts[0] ?? new Uint8Array(0));
-        if (message.type === "ping") return { target: Number(message.node.slice(1)), seqNo: message.seqNo, effects };
+        if (message.type === "ping")
+          return { target: Number(message.node.slice(1)), seqNo: message.seqNo, effects };
       }
     }
     throw new Error("no probe within 20 s");
   }
-
 }
 
 export function only<T extends SwimEffect["type"]>(effects: readonly SwimEffect[], type: T): Of<T>[] {
@@ -96,11 +95,19 @@ export function only<T extends SwimEffect["type"]>(effects: readonly SwimEffect[
 
 export function one<T extends SwimEffect["type"]>(effects: readonly SwimEffect[], type: T): Of<T> {
   const [first, ...others] = only(effects, type);
-  assert.ok(first !== undefined && others.length === 0, `one ${type} in ${effects.map((effect) => effect.type).join()}`);
+  assert.ok(
+    first !== undefined && others.length === 0,
+    `one ${type} in ${effects.map((effect) => effect.type).join()}`,
+  );
   return first;
 }
 
 /** Everything sent, decoded, with where it went. */
-export function sent(effects: readonly SwimEffect[]): { readonly to: string; readonly messages: MemberlistMessage[] }[] {
-  return only(effects, "send").map(({ to, parts }) => ({ to: to.ip, messages: parts.map((part) => decodeMessage(part)) }));
+export function sent(
+  effects: readonly SwimEffect[],
+): { readonly to: string; readonly messages: MemberlistMessage[] }[] {
+  return only(effects, "send").map(({ to, parts }) => ({
+    to: to.ip,
+    messages: parts.map((part) => decodeMessage(part)),
+  }));
 }
