@@ -222,7 +222,10 @@ export class Agent {
       case "state":
         return this.#handleState(effect.effect);
       case "question":
-        this.onQuestion(effect.question.body).then(
+        // Refusals may come as a throw, too: a peer's question must never end this process.
+        Promise.resolve(effect.question.body)
+          .then((body) => this.onQuestion(body))
+          .then(
           (body) =>
             this.loop.step({ type: "answer-peer", question: effect.question, body: { result: body } }),
           (error: unknown) =>

@@ -107,13 +107,12 @@ async function runLocked(
   const dns = new DnsRunner(agent, random);
   agent.dependents.push(mesh, dns);
   const keyring = new Keys(agent, (text) => writeAtomically(config.keyringFile, text));
-  agent.onQuestion = (body) => {
+  // The questions are answered at once, but a refusal has to be a rejection.
+  agent.onQuestion = async (body) => {
     const question = keyQuestion.safeParse(body);
     if (!question.success)
-      return Promise.reject(
-        new NetError("unknown-question", "this netagent does not understand the question"),
-      );
-    return Promise.resolve(keyring.apply(question.data.operation, question.data.key));
+      throw new NetError("unknown-question", "this netagent does not understand the question");
+    return keyring.apply(question.data.operation, question.data.key);
   };
   const handlers = createHandlers({
     agent,

@@ -85,7 +85,7 @@ export class GossipLoop {
    * @throws NetError `listen`
    */
   static async open(
-    config: Config,
+    config: Pick<Config, "bindAddr" | "gossipPort">,
     options: Omit<GossipNodeOptions, "nonce">,
     onEffect: (effect: AgentEffect) => void,
     persistState: (snapshot: Uint8Array) => void,

@@ -16,7 +16,7 @@ import type { Identity, Member } from "../swim/member.ts";
 import { Swim } from "../swim/swim.ts";
 import type { UserMessage } from "../wire/memberlist/message.ts";
 import { decodePacket, encodePacket } from "../wire/memberlist/packet.ts";
-import { packetOverhead, sealsOutgoing, type Sealing } from "../wire/memberlist/seal.ts";
+import { KeyMismatch, packetOverhead, sealsOutgoing, type Sealing } from "../wire/memberlist/seal.ts";
 import { encodeStream, STREAM_LIMITS, StreamDecoder, type StreamMessage } from "../wire/memberlist/stream.ts";
 import { encodeNetworkDbMessage, networkDbMessageType } from "../wire/networkdb/message.ts";
 import { STATE_MESSAGE_TYPE } from "../wire/state/message.ts";
@@ -40,7 +40,7 @@ export type GossipInput =
     }
   | {
       readonly type: "swim";
-      readonly input: Extract<SwimInput, { type: "join" | "cancel-join" | "loop-delay" }>;
+      readonly input: Extract<SwimInput, { type: "join" | "cancel-join" | "loop-delay" | "set-meta" }>;
     }
   | { readonly type: "networkdb"; readonly input: NetworkDbInput }
   | { readonly type: "state"; readonly input: StateInput }
@@ -366,7 +366,7 @@ export class GossipNode {
       this.#dropped(error, "stream");
       if (reading.kind === "accepted") return this.#refuse(stream, reading.sealing, errorText(error));
       this.#closeStream(stream);
-      return this.#failed(reading, { failure: "rejected", detail: errorText(error) }, now);
+      return this.#failed(reading, { failure: "rejected", detail: refusalText(error) }, now);
     }
     if (message === undefined) return;
     if (reading.kind === "accepted") {
@@ -777,6 +777,21 @@ export class GossipNode {
 /** NetworkDB's user state is a protobuf message, whose first field is tagged 08; serf's begins with its type, 2. */
 function speaksTables(userState: Uint8Array): boolean {
   return userState[0] === 0x08;
+}
+
+/** What an answer that cannot be read means to the operator who wanted to join there. */
+function refusalText(error: unknown): string {
+  if (!(error instanceof KeyMismatch)) return errorText(error);
+  switch (error.mismatch) {
+    case "other-key":
+      return "its gossip key is another one (every node needs the same gossip key)";
+    case "no-key":
+      return "its gossip is encrypted and ours is not (start with its gossip key)";
+    case "not-sealed":
+      return "its gossip is not encrypted and ours is (every node needs the same gossip key)";
+    default:
+      return unreachable(error.mismatch);
+  }
 }
 
 function streamFailure(

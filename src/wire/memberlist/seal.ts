@@ -37,6 +37,16 @@ export const UNSEALED: Sealing = {
   encryptionVersion: 1,
 };
 
+/** Bytes that are sound as far as can be seen, and sealed otherwise than ours. */
+export class KeyMismatch extends DecodeError {
+  readonly mismatch: "other-key" | "no-key" | "not-sealed";
+
+  constructor(mismatch: KeyMismatch["mismatch"], format: string, offset: number, detail: string) {
+    super(format, offset, detail);
+    this.mismatch = mismatch;
+  }
+}
+
 export const NONCE_LENGTH = 12; // bytes
 export const TAG_LENGTH = 16; // bytes
 const VERSION_LENGTH = 1; // byte
@@ -113,7 +123,7 @@ export function open(sealed: Uint8Array, keys: readonly Uint8Array[], associated
     if (plain === undefined) continue;
     return version === 0 ? withoutPadding(plain) : plain;
   }
-  throw new DecodeError("memberlist seal", 0, "no installed key opens it");
+  throw new KeyMismatch("other-key", "memberlist seal", 0, "no installed key opens it");
 }
 
 function openWith(
