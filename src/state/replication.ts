@@ -32,6 +32,9 @@ const PAGE_BYTES = 256 * 1024;
 const EXCHANGE_BYTES = 4 * 1024 * 1024;
 /** Between two exchanges we offer: many digests may differ at once after a join. */
 const EXCHANGE_PAUSE_MS = 300;
+/** After so many digests without any change they come more rarely: they would be half of an idle cluster's traffic. */
+const CALM_AFTER = 10;
+const CALM_FACTOR = 8;
 /** Digests sent at once to members that have just joined, per digest interval. */
 const JOIN_DIGESTS = 2;
 const PACKETS_PER_ROUND = 4;
@@ -50,6 +53,10 @@ export class Replication {
   readonly #queue = new Map<string, number>();
   #gossipAt: Instant | undefined;
   #digestAt: Instant | undefined;
+  /** Something changed, here or at somebody who compared notes with us. */
+  #stirred = false;
+  /** Digests sent since. */
+  #calm = 0;
   #joinDigests = 0;
   #offerAt: Instant | undefined;
 
@@ -61,7 +68,8 @@ export class Replication {
   /** What we hold under `key` now; undefined: nothing. */
   set(key: string, hash: number | undefined): void {
     const bucket = this.#buckets[bucketOf(key, BUCKETS)];
-    if (bucket === undefined) return;
+    if (bucket === undefined || this.#hashes.get(key) === hash) return;
+    this.#stirred = true;
     bucket.hash = (bucket.hash ^ (this.#hashes.get(key) ?? 0) ^ (hash ?? 0)) >>> 0;
     if (hash === undefined) {
       this.#hashes.delete(key);
@@ -90,7 +98,7 @@ export class Replication {
 
   /** Compares notes with a new member at once; a few of them, when many join together. */
   joined(member: NodeId, now: Instant): void {
-    this.#digestAt ??= after(now, this.#options.digestMs);
+    this.#stirred = true;
     if (this.#joinDigests >= JOIN_DIGESTS) return;
     this.#joinDigests++;
     this.#options.outbox.stream(member, this.#digest());
@@ -110,9 +118,16 @@ export class Replication {
       // One quiet round resets the pace, so that the next change goes out at once.
       this.#gossipAt = told ? after(now, gossipMs) : undefined;
     }
+    if (this.#stirred) {
+      this.#stirred = false;
+      this.#calm = 0;
+      const soon = after(now, digestMs);
+      if (this.#digestAt === undefined || this.#digestAt > soon) this.#digestAt = soon;
+    }
     this.#digestAt ??= after(now, digestMs);
     if (this.#digestAt > now) return;
-    this.#digestAt = after(now, digestMs);
+    this.#calm++;
+    this.#digestAt = after(now, this.#calm > CALM_AFTER ? CALM_FACTOR * digestMs : digestMs);
     this.#joinDigests = 0;
     const [to] = sample(random, members.names(), 1);
     if (to !== undefined)
@@ -123,6 +138,7 @@ export class Replication {
     const differing = this.#buckets.flatMap((bucket, index) =>
       bucket.hash === message.buckets[index] ? [] : [index],
     );
+    if (differing.length > 0) this.#stirred = true;
     if (differing.length === 0 || (this.#offerAt !== undefined && this.#offerAt > now)) return;
     this.#offerAt = after(now, EXCHANGE_PAUSE_MS);
     this.#offer(message.sender, differing, now);

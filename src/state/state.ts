@@ -58,7 +58,7 @@ export interface StateConfig {
   readonly gossipFanout: number;
   /** A change is told multiplier · ⌈log₁₀(members + 1)⌉ times. */
   readonly retransmitMultiplier: number;
-  /** Between two digests to a random member, milliseconds. */
+  /** Between two digests to a random member while something changes, milliseconds. */
   readonly digestMs: number;
   /** Bound of a packet's payload, bytes. */
   readonly packetBytes: number;
