@@ -226,15 +226,15 @@ export class Agent {
         Promise.resolve(effect.question.body)
           .then((body) => this.onQuestion(body))
           .then(
-          (body) =>
-            this.loop.step({ type: "answer-peer", question: effect.question, body: { result: body } }),
-          (error: unknown) =>
-            this.loop.step({
-              type: "answer-peer",
-              question: effect.question,
-              body: { error: errorText(error) },
-            }),
-        );
+            (body) =>
+              this.loop.step({ type: "answer-peer", question: effect.question, body: { result: body } }),
+            (error: unknown) =>
+              this.loop.step({
+                type: "answer-peer",
+                question: effect.question,
+                body: { error: errorText(error) },
+              }),
+          );
         return;
       case "left":
         this.onLeft();

@@ -38,7 +38,15 @@ import {
   type Ping,
   type UserMessage,
 } from "./message.ts";
-import { KeyMismatch, open, sealedLength, sealInto, sealOverhead, sealsOutgoing, type Sealing } from "./seal.ts";
+import {
+  KeyMismatch,
+  open,
+  sealedLength,
+  sealInto,
+  sealOverhead,
+  sealsOutgoing,
+  type Sealing,
+} from "./seal.ts";
 
 /** As in Go's NodeStateType: the index is the number on the wire. */
 export const PUSH_PULL_STATES = ["alive", "suspect", "dead", "left"] as const;
@@ -257,11 +265,21 @@ export class StreamDecoder {
     const keys = this.#sealing.keys.length;
     if (this.#buffer[this.#start] === MESSAGE_TYPE.encrypt) {
       if (keys === 0)
-        throw new KeyMismatch("no-key", "memberlist stream", this.#start, "encrypted, but no key is installed");
+        throw new KeyMismatch(
+          "no-key",
+          "memberlist stream",
+          this.#start,
+          "encrypted, but no key is installed",
+        );
       return "frame";
     }
     if (keys > 0 && this.#sealing.verifyIncoming)
-      throw new KeyMismatch("not-sealed", "memberlist stream", this.#start, "not encrypted, but encryption is required");
+      throw new KeyMismatch(
+        "not-sealed",
+        "memberlist stream",
+        this.#start,
+        "not encrypted, but encryption is required",
+      );
     this.#scanner = new MessageScanner(this.#start, this.#limits);
     return "message";
   }
