@@ -2,7 +2,7 @@ import { utf8 } from "../base/bytes.ts";
 import { unreachable } from "../base/assert.ts";
 import { DecodeError, NetError } from "../base/error.ts";
 import { randomBase36, type NetworkId, type NodeId, type NodeName, type ServiceId } from "../base/id.ts";
-import { ipv4FromNumber, ipv4ToNumber, tryParseIp, type IpAddr } from "../base/ip.ts";
+import { ipv4ToNumber, tryParseIp, type IpAddr } from "../base/ip.ts";
 import { sample, type Random } from "../base/random.ts";
 import { after, earliest, elapsed, type Instant } from "../base/time.ts";
 import { MAX_RING_SEEDS, type Network, type NodeDefinition, type Service } from "../wire/state/definition.ts";
@@ -11,7 +11,8 @@ import { decodeStateMessage, type StateMessage } from "../wire/state/message.ts"
 import type { Ring } from "../wire/state/ring.ts";
 import { decodeSnapshot, encodeSnapshot, type Snapshot } from "../wire/state/snapshot.ts";
 import { hashRing, seedRing } from "./address-ring.ts";
-import { AddressSpace } from "./address-space.ts";
+import { AddressBook } from "./address-book.ts";
+import type { AddressSpace } from "./address-space.ts";
 import { Allocator, type Want, type WantOutcome } from "./allocator.ts";
 import { ConflictWatch } from "./conflict-watch.ts";
 import { compareClaims, definitionConflicts, type Conflict } from "./conflicts.ts";
@@ -24,7 +25,7 @@ import { makeNetwork } from "./network-rules.ts";
 import { Outbox } from "./outbox.ts";
 import { FORWARD_LIMIT, Replication, type Item } from "./replication.ts";
 import type { AddressHolder, StateRequest } from "./request.ts";
-import { serviceOfHolder, ServiceJobs, vipHolder, type ServiceMode } from "./service-jobs.ts";
+import { ServiceJobs, vipHolder, type ServiceMode } from "./service-jobs.ts";
 import { laidOver, makeService } from "./service-rules.ts";
 import { Takeover } from "./takeover.ts";
 import {
@@ -95,17 +96,13 @@ export class State {
   readonly #definitions = new Definitions();
   /** Networks that only this node knows, by id. */
   readonly #externals = new Map<NetworkId, Network>();
-  readonly #spaces = new Map<NetworkId, AddressSpace>();
+  readonly #book: AddressBook;
+  readonly #spaces: ReadonlyMap<NetworkId, AddressSpace>;
   readonly #members: Members;
   readonly #outbox: Outbox;
   readonly #replication: Replication;
   readonly #allocator: Allocator;
   readonly #takeover: Takeover;
-  /** Virtual IPs by service, as the spaces know them. */
-  readonly #vips = new Map<
-    string,
-    readonly { readonly network: NetworkId; readonly address: number; readonly name: string }[]
-  >();
   readonly #counters = new Map<string, number>();
   /** Requests of the caller for addresses, by want. */
   readonly #requests = new Map<number, number>();
@@ -139,6 +136,8 @@ export class State {
     this.#random = random;
     this.#config = config;
     this.#expireAt = after(now, EXPIRE_MS);
+    this.#book = new AddressBook(node);
+    this.#spaces = this.#book.spaces;
     const members = (this.#members = new Members(node));
     const outbox = (this.#outbox = new Outbox(members));
     this.#replication = new Replication({
@@ -213,12 +212,7 @@ export class State {
       clock: this.#definitions.clock,
       entries: [...this.#definitions.entries(now)].map(([, entry]) => entry),
       externals: [...this.#externals.values()],
-      spaces: [...this.#spaces.values()].map((space) => ({
-        network: space.network.id,
-        ...(space.ring === undefined ? {} : { ring: space.ring.ring }),
-        last: space.last,
-        allocations: [...space.allocations()],
-      })),
+      spaces: this.#book.snapshot(),
     });
   }
 
@@ -294,6 +288,7 @@ export class State {
       case "member-joined":
         return this.#memberJoined(input.name, input.id, input.shown, now);
       case "member-left": {
+        if (this.#members.twinAt() !== undefined) this.#conflictsStale = true;
         const gone = this.#members.leave(input.name);
         if (gone !== undefined) this.#allocator.unreachable(gone, now);
         return;
@@ -630,11 +625,8 @@ export class State {
   }
 
   #releaseHolder(holderId: string): void {
-    for (const space of this.#spaces.values()) {
-      const address = space.addressOf(holderId);
-      if (address === undefined) continue;
-      space.release(address);
-      this.#touched.add(space.network.id);
+    for (const network of this.#book.releaseHolder(holderId)) {
+      this.#touched.add(network);
       this.#outbox.saveFirst();
     }
   }
@@ -661,9 +653,10 @@ export class State {
     for (const { kind, id } of changes) {
       if (kind === "network") this.#applyNetwork(id as NetworkId);
       if (kind !== "service") continue;
-      this.#refreshVips(id);
+      const service = this.#definitions.service(id);
+      this.#book.setService(id, service);
       // Only now: as long as the service lived, any write of it might still have named the address.
-      if (this.#definitions.service(id) === undefined) this.#releaseHolder(vipHolder(id as ServiceId, "").id);
+      if (service === undefined) this.#releaseHolder(vipHolder(id as ServiceId, "").id);
     }
     this.#outbox.add({ type: "definitions-changed", changes });
     for (const { kind, id } of changes) if (kind === "network") this.#allocator.retry(id as NetworkId, now);
@@ -672,37 +665,18 @@ export class State {
   #applyNetwork(id: NetworkId): void {
     const network = this.#definitions.network(id) ?? this.#externals.get(id);
     const space = this.#spaces.get(id);
-    if (network !== undefined && space === undefined) {
-      this.#addSpace(network);
-      // Services may have been heard of before their network.
-      for (const [service, vips] of this.#vips)
-        if (vips.some((vip) => vip.network === id)) this.#refreshVips(service);
-    }
+    if (network !== undefined && space === undefined) this.#addSpace(network);
     if (network !== undefined || space === undefined || space.network.ingress) return;
-    this.#spaces.delete(id);
+    this.#book.remove(id);
     this.#networkList = undefined;
     this.#replication.set(ringKey(id), undefined);
     this.#allocator.abandon(id);
   }
 
   #addSpace(network: Network): void {
-    const space = new AddressSpace(network, this.#node);
-    this.#spaces.set(network.id, space);
+    const space = this.#book.add(network);
     this.#networkList = undefined;
     if (space.ring !== undefined) this.#replication.set(ringKey(network.id), space.ring.hash);
-  }
-
-  /** Tells the spaces which virtual IPs a service has now. */
-  #refreshVips(serviceId: string): void {
-    for (const { network, address, name } of this.#vips.get(serviceId) ?? [])
-      this.#spaces.get(network)?.dropVip(address, name);
-    const service = this.#definitions.service(serviceId);
-    const vips = (service?.networks ?? []).flatMap(({ network, vip }) =>
-      vip === undefined ? [] : [{ network, address: ipv4ToNumber(vip), name: `service ${service?.name}` }],
-    );
-    for (const { network, address, name } of vips) this.#spaces.get(network)?.addVip(address, name);
-    if (service === undefined) this.#vips.delete(serviceId);
-    else this.#vips.set(serviceId, vips);
   }
 
   #ringTouched(network: NetworkId, now: Instant): void {
@@ -778,8 +752,7 @@ export class State {
     const conflicts = [...this.#definitionConflicts];
     const blocked = this.#blocked(now);
     if (blocked !== undefined) conflicts.push(blocked);
-    for (const space of this.#spaces.values())
-      conflicts.push(...addressConflicts(space, blocked !== undefined));
+    conflicts.push(...this.#book.conflicts());
     this.#watch.set(conflicts, now);
     this.#networkViews = undefined;
     this.#serviceViews = undefined;
@@ -825,52 +798,15 @@ export class State {
     for (const network of this.#externals.values()) this.#addSpace(network);
     for (const definition of this.#definitions.all())
       if (definition.kind === "network") this.#addSpace(definition.value);
-    for (const { network, ring, last, allocations } of snapshot.spaces) {
-      const space = this.#spaces.get(network);
-      if (space === undefined) continue;
-      if (ring !== undefined) space.learn(ring);
-      space.restore(
-        last,
-        // Virtual IPs of services that were never written.
-        allocations.filter(({ holder }) => {
-          const service = serviceOfHolder(holder.id);
-          return service === undefined || this.#definitions.service(service) !== undefined;
-        }),
-      );
-      if (space.ring !== undefined) this.#replication.set(ringKey(network), space.ring.hash);
-    }
-    for (const service of this.#services()) this.#refreshVips(service.id);
+    this.#book.restore(snapshot.spaces, (service) => this.#definitions.service(service) !== undefined);
+    for (const [network, { ring }] of this.#spaces)
+      if (ring !== undefined) this.#replication.set(ringKey(network), ring.hash);
+    for (const service of this.#services()) this.#book.setService(service.id, service);
   }
 }
 
 function ringKey(network: NetworkId): string {
   return `ring/${network}`;
-}
-
-/** Addresses that are not ours to give any more, and those that are a service's as well. */
-function* addressConflicts(space: AddressSpace, blocked: boolean): Iterable<Conflict> {
-  const { network } = space;
-  const conflict = (address: number, holder: AddressHolder, why: string): Conflict => {
-    const ip = ipv4FromNumber(address);
-    return {
-      type: "address",
-      network: network.id,
-      address: ip,
-      holder: holder.id,
-      text: `${holder.name} has ${ip} on ${network.name}, ${why}; attach it again to get another address`,
-    };
-  };
-  for (const { address, holder } of space.strays())
-    yield conflict(
-      address,
-      holder,
-      blocked ? "which may be given to others" : "which belongs to another node now",
-    );
-  for (const { address, holder } of space.allocations()) {
-    const service = space.vipOwner(address);
-    if (service !== undefined && serviceOfHolder(holder.id) === undefined)
-      yield conflict(address, holder, `which is the virtual IP of ${service}`);
-  }
 }
 
 function listText(names: readonly string[]): string {

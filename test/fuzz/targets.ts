@@ -1,5 +1,7 @@
 import { ByteReader, ByteWriter, concatBytes, fromHex } from "../../src/base/bytes.ts";
 import { DecodeError } from "../../src/base/error.ts";
+import { networkId, nodeId, serviceId, vni } from "../../src/base/id.ts";
+import { parseCidr, parseIp } from "../../src/base/ip.ts";
 import { decodeArp, encodeArp } from "../../src/wire/arp.ts";
 import { decodeEthernetHeader, encodeEthernetHeader } from "../../src/wire/ethernet.ts";
 import { decodeIpv4Header, encodeIpv4Header } from "../../src/wire/ipv4.ts";
@@ -24,6 +26,10 @@ import {
   type StreamDirection,
   type StreamMessage,
 } from "../../src/wire/memberlist/stream.ts";
+import { encodeDefinition, type Definition } from "../../src/wire/state/definition.ts";
+import type { Entry } from "../../src/wire/state/entry.ts";
+import { decodeStateMessage, encodeStateMessage, type StateMessage } from "../../src/wire/state/message.ts";
+import type { Ring } from "../../src/wire/state/ring.ts";
 import { decodeUdp, encodeUdp } from "../../src/wire/udp.ts";
 import { decodeVxlanHeader, encodeVxlanHeader } from "../../src/wire/vxlan.ts";
 import { loadVectors } from "../vectors/load.ts";
@@ -35,6 +41,45 @@ const MAX_CORPUS_BYTES = 2000;
 const memberlist = loadVectors<{ carrier: string; hex: string; key?: string; label?: string }>(
   "memberlist.jsonl",
 );
+
+const INGRESS_ID = networkId("ingress000000000000000000");
+const STATE_NODE = nodeId("3k1xw5nlo7ycs4bq0yxcz0wlv");
+const STATE_RING: Ring = {
+  network: INGRESS_ID,
+  seeded: 1_700_000_000,
+  seeder: STATE_NODE,
+  entries: [
+    { start: 0x0aff0001, owner: STATE_NODE, version: 3, free: 32000 },
+    { start: 0x0aff8000, owner: nodeId("other"), version: 1, free: 32767 },
+  ],
+};
+/** One of each kind of `wire/state`. */
+const STATE_MESSAGES: readonly StateMessage[] = [
+  {
+    type: "page",
+    sender: STATE_NODE,
+    buckets: 0xff00ff00ff00ff00n,
+    after: "network/a",
+    until: "service/z",
+    entries: stateEntries(),
+    rings: [STATE_RING],
+  },
+  { type: "update", entries: stateEntries(), rings: [STATE_RING] },
+  { type: "digest", sender: STATE_NODE, buckets: Array.from({ length: 64 }, (_, index) => index * 77_777) },
+  { type: "ask", sender: STATE_NODE, ask: 7, network: INGRESS_ID, address: parseIp("10.255.0.9") },
+  { type: "grant", sender: STATE_NODE, ask: 7, ring: STATE_RING },
+  {
+    type: "refusal",
+    sender: STATE_NODE,
+    ask: 7,
+    network: INGRESS_ID,
+    reason: "taken",
+    detail: "endpoint web",
+    ring: STATE_RING,
+  },
+  { type: "ring-query", sender: STATE_NODE, network: INGRESS_ID, removed: [nodeId("gone")] },
+  { type: "ring-answer", sender: STATE_NODE, network: INGRESS_ID, vips: [0x0aff0002], ring: STATE_RING },
+];
 
 /** Every decoder of bytes from outside. A new decoder in `src/wire` gets an entry here. */
 export const FUZZ_TARGETS: readonly FuzzTarget[] = [
@@ -92,6 +137,12 @@ export const FUZZ_TARGETS: readonly FuzzTarget[] = [
     decode: (input) => lzwDecompress(input, 100_000),
     encode: lzwCompress,
   }),
+  fuzzTarget({
+    name: "state message",
+    corpus: STATE_MESSAGES.map(encodeStateMessage),
+    decode: decodeStateMessage,
+    encode: encodeStateMessage,
+  }),
   frame(
     "Ethernet header",
     "02420a00090602420a0009058100012c0800",
@@ -106,6 +157,53 @@ export const FUZZ_TARGETS: readonly FuzzTarget[] = [
 
 /** The key of most encrypted vectors. */
 const SEALED: Sealing = { ...UNSEALED, keys: [fromHex("000102030405060708090a0b0c0d0e0f")] };
+
+function stateEntries(): Entry[] {
+  const definitions: Definition[] = [
+    {
+      kind: "network",
+      value: {
+        id: networkId("9jsklm2gq4c5rnctbsrvxfaw9"),
+        name: "blue",
+        driver: "overlay",
+        scope: "swarm",
+        vni: vni(4097),
+        subnet: parseCidr("10.0.1.0/24"),
+        gateway: parseIp("10.0.1.1"),
+        mtu: 1400,
+        internal: true,
+        encrypted: false,
+        ingress: false,
+        labels: { tier: "back" },
+        created: 12,
+        ringSeeds: [STATE_NODE],
+      },
+    },
+    {
+      kind: "service",
+      value: {
+        id: serviceId("xq5wcn1vd2nx0kq6a5q9sd0oe"),
+        name: "web1",
+        networks: [{ network: INGRESS_ID, vip: parseIp("10.255.0.5") }],
+        ports: [{ published: 8000, target: 80, protocol: "tcp", address: parseIp("::1"), mode: "ingress" }],
+        endpointMode: "vip",
+        affinity: "client-ip",
+        labels: {},
+        created: 13,
+        health: { probe: { type: "tcp", port: 80 }, intervalMs: 5000, timeoutMs: 1000, retries: 3 },
+        drainTimeoutMs: 30_000,
+      },
+    },
+    { kind: "node", value: { id: STATE_NODE, name: "node1", availability: "drain", removed: false } },
+  ];
+  const live = definitions.map((definition): Entry => {
+    const { kind, value } = definition;
+    const raw = encodeDefinition(definition);
+    return { kind, id: value.id, lamport: 300, writer: STATE_NODE, raw, definition, ageSeconds: 0 };
+  });
+  const dead = { kind: "service" as const, id: "gone", lamport: 9, writer: STATE_NODE, ageSeconds: 3600 };
+  return [...live, { ...dead, raw: new Uint8Array(0) }];
+}
 
 function corpusOf(wanted: (vector: (typeof memberlist)[number]) => boolean): Uint8Array[] {
   return memberlist

@@ -271,3 +271,51 @@ test("hostile and damaged messages are counted and change nothing", () => {
   assert.equal(a.state.counters().get("damaged message"), frames.length);
   assert.equal(a.view(), before);
 });
+
+test("an update keeps the virtual IPs there are, and all go back when the service is removed anywhere", () => {
+  const world = new World({ seed: 8, nodes: 3 });
+  world.run(1000);
+  const [a, b, c] = world.nodes as [WorldNode, WorldNode, WorldNode];
+  for (const name of ["blue", "green"]) a.get({ type: "create-network", spec: { name }, hostSubnets: [] });
+  world.run(500);
+  const port = { published: 8000, target: 80, protocol: "tcp" as const };
+  const made = a.get({ type: "create-service", spec: { name: "web", networks: ["blue"], ports: [port] } });
+  world.run(500);
+  const spec = { networks: ["blue", "green"], affinity: "client-ip" as const };
+  const changed = b.get({ type: "update-service", service: "web", spec });
+  assert.ok(made.type === "service" && changed.type === "service");
+  assert.deepEqual(changed.service.ports, made.service.ports);
+  assert.equal(changed.service.affinity, "client-ip");
+  assert.equal(changed.service.networks.length, 3);
+  for (const attachment of made.service.networks)
+    assert.ok(changed.service.networks.some(({ vip }) => vip === attachment.vip));
+  world.run(500);
+  assert.match(
+    c.refuse({ type: "update-service", service: "web", spec: { endpointMode: "dnsrr" } }),
+    /^publish-dnsrr: /,
+  );
+  c.get({ type: "remove-service", service: "web" });
+  world.run(1000);
+  assert.ok(world.agree());
+  for (const node of world.nodes) assert.deepEqual(node.state.allocations(), []);
+});
+
+test("two updates of one service on two sides of a partition end as one, and leak no address after removal", () => {
+  const world = new World({ seed: 9, nodes: 4 });
+  world.run(1000);
+  const [a, , c] = world.nodes as [WorldNode, WorldNode, WorldNode];
+  for (const name of ["blue", "green", "red"])
+    a.get({ type: "create-network", spec: { name }, hostSubnets: [] });
+  a.get({ type: "create-service", spec: { name: "web", networks: ["blue"] } });
+  world.run(2000);
+  world.partition(world.nodes.slice(0, 2));
+  a.get({ type: "update-service", service: "web", spec: { networks: ["blue", "green"] } });
+  c.get({ type: "update-service", service: "web", spec: { networks: ["blue", "red"] } });
+  world.heal();
+  world.run(3000);
+  assert.ok(world.agree());
+  assert.equal(a.state.services()[0]?.networks.length, 2);
+  c.get({ type: "remove-service", service: "web" });
+  world.run(2000);
+  for (const node of world.nodes) assert.deepEqual(node.state.allocations(), []);
+});

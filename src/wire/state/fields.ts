@@ -1,6 +1,8 @@
 import { utf8, type ByteReader, type ByteWriter } from "../../base/bytes.ts";
 import { ipFromBytes, ipToBytes, isIpv4, subnetOf, type Cidr, type IpAddr } from "../../base/ip.ts";
 
+const strictUtf8 = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
+
 /** Field shapes shared by the formats in this folder. Every read is bounded and throws only `DecodeError`. */
 
 /** LEB128 of a non-negative integer up to 2⁵³ − 1, at most 8 bytes, as protobuf writes it. */
@@ -31,8 +33,14 @@ export function writeText(out: ByteWriter, text: string): void {
   out.write(bytes);
 }
 
+/** Strict: replacement characters would make another text, and a longer one, of what is passed on. */
 export function readText(input: ByteReader, maxBytes: number): string {
-  return input.text(readVarint(input, maxBytes));
+  const bytes = readBytes(input, maxBytes);
+  try {
+    return strictUtf8.decode(bytes);
+  } catch {
+    return input.fail("text is not UTF-8");
+  }
 }
 
 export function writeBytes(out: ByteWriter, bytes: Uint8Array): void {
