@@ -29,6 +29,7 @@ import { createHandlers } from "./handlers.ts";
 import { keyQuestion, Keys, loadKeyring } from "./keys.ts";
 import { createLogger, type Logger } from "./log.ts";
 import { MeshRunner } from "./mesh-runner.ts";
+import { MetricsServer } from "./metrics.ts";
 import { Sandboxes } from "./sandboxes.ts";
 import { Store } from "./store.ts";
 import { Views } from "./views.ts";
@@ -132,6 +133,17 @@ async function runLocked(
       ),
     doctor: () => Promise.reject(new NetError("not-yet", "doctor: not built yet")),
   });
+  const metrics =
+    config.metricsAddr === undefined
+      ? undefined
+      : await MetricsServer.listen(config.metricsAddr, {
+          agent,
+          views,
+          mesh,
+          dns,
+          pathCounters: () => ({}),
+          version,
+        });
   const control = await ControlServer.listen(join(config.runDir, "netagent.sock"), handlers, log);
   const peersFile = join(config.dataDir, "peers.json");
   const timers = [
@@ -156,7 +168,7 @@ async function runLocked(
   stopping.abort();
   for (const timer of timers) clearInterval(timer);
   rememberPeers(peersFile, loop);
-  await Promise.all([control.close(), joining]);
+  await Promise.all([control.close(), metrics?.close(), joining]);
   await leave(agent);
   dns.close();
   mesh.close();

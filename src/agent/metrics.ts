@@ -1,0 +1,267 @@
+import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
+import { monitorEventLoopDelay, type IntervalHistogram } from "node:perf_hooks";
+import { Counter, Gauge, Registry } from "prom-client";
+import { NetError } from "../base/error.ts";
+import type { Agent } from "./agent.ts";
+import type { DnsRunner } from "./dns-runner.ts";
+import type { MeshRunner } from "./mesh-runner.ts";
+import type { Views } from "./views.ts";
+
+/** What the metrics are read from. */
+export interface MetricSources {
+  readonly agent: Pick<Agent, "loop" | "reconciler" | "endpoints" | "networkName">;
+  readonly views: Pick<Views, "peers" | "services" | "networks" | "endpoints">;
+  readonly mesh: Pick<MeshRunner, "counters">;
+  readonly dns: Pick<DnsRunner, "counters">;
+  /** Probes sent, answered and so on, by name. */
+  readonly pathCounters: () => Readonly<Record<string, number>>;
+  readonly version: string;
+}
+
+/** One value and what it is of. */
+type Sample = readonly [labels: Readonly<Record<string, string>>, value: number];
+
+/** A slow or hostile scraper may not keep a connection for longer. */
+const REQUEST_TIMEOUT_MS = 5_000;
+const MAX_CONNECTIONS = 16;
+const LAG_RESOLUTION_MS = 20;
+
+/**
+ * Every metric of this agent. Nothing is counted here: a scrape reads the counters that the parts keep anyway, so an
+ * unscraped agent pays only for the event-loop histogram.
+ */
+export function createRegistry(sources: MetricSources, lag: IntervalHistogram): Registry {
+  const registry = new Registry();
+  const { agent, views, mesh, dns } = sources;
+  const { node, transport } = agent.loop;
+
+  const counter = (name: string, help: string, labelNames: readonly string[], read: () => Sample[]): void => {
+    new Counter({
+      name: `netagent_${name}`,
+      help,
+      labelNames: [...labelNames],
+      registers: [registry],
+      collect() {
+        this.reset();
+        for (const [labels, value] of read()) this.inc(labels, value);
+      },
+    });
+  };
+  const gauge = (name: string, help: string, labelNames: readonly string[], read: () => Sample[]): void => {
+    new Gauge({
+      name: `netagent_${name}`,
+      help,
+      labelNames: [...labelNames],
+      registers: [registry],
+      collect() {
+        this.reset();
+        for (const [labels, value] of read()) this.set(labels, value);
+      },
+    });
+  };
+
+  gauge("info", "Always 1; the labels say who this is.", ["node", "version"], () => [
+    [{ node: node.facts.name, version: sources.version }, 1],
+  ]);
+  gauge("uptime_seconds", "Since the process started.", [], () => [[{}, process.uptime()]]);
+
+  counter("gossip_packets_total", "Gossip datagrams.", ["direction"], () => [
+    [{ direction: "in" }, transport.counters.packetsIn],
+    [{ direction: "out" }, transport.counters.packetsOut],
+  ]);
+  counter("gossip_bytes_total", "Bytes of gossip, datagrams and streams.", ["direction"], () => [
+    [{ direction: "in" }, transport.counters.bytesIn],
+    [{ direction: "out" }, transport.counters.bytesOut],
+  ]);
+  counter("gossip_send_errors_total", "Datagrams the kernel did not take.", [], () => [
+    [{}, transport.counters.sendErrors],
+  ]);
+  counter("gossip_streams_refused_total", "TCP connections closed because too many were open.", [], () => [
+    [{}, transport.counters.streamsRefused],
+  ]);
+  counter("gossip_drops_total", "Input nobody could use, by reason.", ["reason"], () =>
+    byKey("reason", node.drops),
+  );
+  counter("swim_events_total", "Events of membership, by name.", ["event"], () =>
+    byKey("event", Object.entries(node.swim.counters)),
+  );
+  counter("networkdb_events_total", "Events of the gossiped tables, by name.", ["event"], () =>
+    byKey("event", node.networkDb.counters()),
+  );
+  counter("state_events_total", "Events of the definitions, by name.", ["event"], () =>
+    byKey("event", node.state.counters()),
+  );
+  gauge("swim_queue_length", "Membership broadcasts waiting.", [], () => [[{}, node.swim.queueLength]]);
+  gauge("swim_health_score", "0 is healthy; more means that this node is slow to notice.", [], () => [
+    [{}, node.swim.healthScore],
+  ]);
+  gauge("members", "Members by state.", ["state"], () => {
+    const counts = new Map(["alive", "suspect", "dead", "left"].map((state) => [state, 0]));
+    for (const member of node.swim.members()) counts.set(member.state, (counts.get(member.state) ?? 0) + 1);
+    return byKey("state", counts);
+  });
+  gauge("table_rows", "Rows of the gossiped tables this node holds.", ["network"], () =>
+    node.networkDb.attachments().map(({ network, rows }) => [{ network: agent.networkName(network) }, rows]),
+  );
+  gauge("table_queue_length", "Row changes waiting to be gossiped.", ["network", "queue"], () =>
+    node.networkDb.attachments().flatMap(({ network, ownQueue, relayQueue }): Sample[] => [
+      [{ network: agent.networkName(network), queue: "own" }, ownQueue],
+      [{ network: agent.networkName(network), queue: "relay" }, relayQueue],
+    ]),
+  );
+
+  counter("reconciler_total", "What the reconciler of links, FDB and neighbors did.", ["what"], () =>
+    byKey("what", Object.entries(agent.reconciler.counters)),
+  );
+  gauge("reconciler_problems", "Networks the kernel does not agree with just now.", [], () => [
+    [
+      {},
+      [...agent.reconciler.networks].filter((network) => agent.reconciler.problem(network) !== undefined)
+        .length,
+    ],
+  ]);
+  counter("mesh_total", "What the reconciler of nftables and policy routes did.", ["what"], () =>
+    byKey("what", Object.entries(mesh.counters)),
+  );
+  counter("dns_total", "Questions by what became of them.", ["what"], () =>
+    byKey("what", Object.entries(dns.counters)),
+  );
+
+  gauge("networks", "Networks defined.", [], () => [[{}, node.state.networks().length]]);
+  gauge("endpoints", "Endpoints known on this node, by network and place.", ["network", "place"], () => {
+    const counts = new Map<string, Sample>();
+    for (const { network, local } of views.endpoints()) {
+      const place = local ? "local" : "remote";
+      const key = `${network} ${place}`;
+      counts.set(key, [{ network, place }, (counts.get(key)?.[1] ?? 0) + 1]);
+    }
+    return [...counts.values()];
+  });
+  gauge("backends", "Backends of a service, by state.", ["service", "state"], () =>
+    views
+      .services()
+      .flatMap(({ name, backends }) =>
+        ["ready", "draining"].map((state): Sample => [
+          { service: name, state },
+          backends.filter((backend) => backend.state === state).length,
+        ]),
+      ),
+  );
+  gauge("address_space_ratio", "Used part of a network's addresses, 0 to 1.", ["network"], () =>
+    node.state.networks().flatMap(({ id, name }): Sample[] => {
+      const use = node.state.ringUse(id);
+      return use === undefined || use.size === 0
+        ? []
+        : [[{ network: name }, (use.size - use.free) / use.size]];
+    }),
+  );
+
+  gauge("peer_rtt_seconds", "Round trip of gossip.", ["peer"], () =>
+    others(views).flatMap(({ name, rttMs }): Sample[] =>
+      rttMs === null ? [] : [[{ peer: name }, rttMs / 1000]],
+    ),
+  );
+  gauge("peer_data_path_up", "1 when probes through the data path come back, 0 when not.", ["peer"], () =>
+    others(views).flatMap(({ name, dataPath }): Sample[] =>
+      dataPath === "unknown" ? [] : [[{ peer: name }, dataPath === "ok" ? 1 : 0]],
+    ),
+  );
+  gauge("peer_mtu_bytes", "Largest inner packet that got through to the peer.", ["peer"], () =>
+    others(views).flatMap(({ name, mtu }): Sample[] => (mtu === null ? [] : [[{ peer: name }, mtu]])),
+  );
+  counter("path_probes_total", "Probes through the data path.", ["what"], () =>
+    byKey("what", Object.entries(sources.pathCounters())),
+  );
+
+  gauge("event_loop_lag_seconds", "How late the event loop was since the last scrape.", ["quantile"], () => {
+    // An empty histogram answers NaN for the mean and nonsense for the rest.
+    const seconds = (nanoseconds: number): number =>
+      lag.count === 0 ? 0 : Math.max(0, nanoseconds / 1e9 - LAG_RESOLUTION_MS / 1e3);
+    const samples: Sample[] = [
+      [{ quantile: "0.5" }, seconds(lag.percentile(50))],
+      [{ quantile: "0.99" }, seconds(lag.percentile(99))],
+      [{ quantile: "1" }, seconds(lag.max)],
+    ];
+    lag.reset();
+    return samples;
+  });
+  gauge("resident_memory_bytes", "Memory of the process.", [], () => [[{}, process.memoryUsage.rss()]]);
+  return registry;
+}
+
+/** Serves `/metrics` and `/healthz`. Read-only, without secrets: keys and peers' metadata are in no metric. */
+export class MetricsServer {
+  readonly #server: Server;
+  readonly #lag: IntervalHistogram;
+
+  private constructor(server: Server, lag: IntervalHistogram) {
+    this.#server = server;
+    this.#lag = lag;
+  }
+
+  /** @throws NetError `listen` */
+  static async listen(
+    address: { readonly host: string; readonly port: number },
+    sources: MetricSources,
+  ): Promise<MetricsServer> {
+    const lag = monitorEventLoopDelay({ resolution: LAG_RESOLUTION_MS });
+    lag.enable();
+    const registry = createRegistry(sources, lag);
+    const server = createServer((request, response) => void answer(registry, request, response));
+    server.maxConnections = MAX_CONNECTIONS;
+    server.requestTimeout = REQUEST_TIMEOUT_MS;
+    server.headersTimeout = REQUEST_TIMEOUT_MS;
+    await new Promise<void>((resolve, reject) => {
+      server.once("error", (cause) =>
+        reject(
+          new NetError("listen", `serve metrics on ${address.host}:${address.port}: ${cause.message}`, {
+            cause,
+          }),
+        ),
+      );
+      server.listen(address.port, address.host, resolve);
+    });
+    // Afterwards an error concerns one connection.
+    server.on("error", () => undefined);
+    server.unref();
+    return new MetricsServer(server, lag);
+  }
+
+  async close(): Promise<void> {
+    this.#lag.disable();
+    this.#server.closeAllConnections();
+    await new Promise<void>((resolve) => this.#server.close(() => resolve()));
+  }
+}
+
+async function answer(registry: Registry, request: IncomingMessage, response: ServerResponse): Promise<void> {
+  const path = (request.url ?? "").split("?", 1)[0];
+  const send = (status: number, type: string, body: string): void => {
+    response.writeHead(status, { "content-type": type, "cache-control": "no-store" });
+    response.end(request.method === "HEAD" ? "" : body);
+  };
+  if (request.method !== "GET" && request.method !== "HEAD")
+    return send(405, "text/plain", "only GET is served here\n");
+  switch (path) {
+    case "/healthz":
+      // That this runs at all says that the event loop turns.
+      return send(200, "text/plain", "ok\n");
+    case "/metrics":
+      try {
+        return send(200, registry.contentType, await registry.metrics());
+      } catch (error) {
+        return send(500, "text/plain", `metrics: ${error instanceof Error ? error.message : "failed"}\n`);
+      }
+    default:
+      return send(404, "text/plain", "/metrics or /healthz\n");
+  }
+}
+
+function byKey(label: string, entries: Iterable<readonly [string, number]>): Sample[] {
+  return [...entries].map(([key, value]) => [{ [label]: key }, value]);
+}
+
+/** Living members but ourselves. */
+function others(views: MetricSources["views"]): ReturnType<Views["peers"]> {
+  return views.peers().filter((peer) => !peer.self && (peer.state === "alive" || peer.state === "suspect"));
+}
