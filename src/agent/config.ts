@@ -195,7 +195,10 @@ function resolveConfig(given: Settings): Config {
     gossipPort,
     dataPathAddrs,
     dataPathPort: given["data-path-port"] ?? 4789,
-    join: given.join ?? [],
+    join: (given.join ?? []).map((text) => {
+      hostPort("join", text, gossipPort);
+      return text;
+    }),
     gossipKeys: (given["gossip-key"] ?? []).map(parseGossipKey),
     keyringFile: given["keyring-file"] ?? `${dataDir}/keyring.json`,
     profile: given.profile ?? "lan",

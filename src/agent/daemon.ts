@@ -1,4 +1,4 @@
-import { mkdirSync } from "node:fs";
+import { existsSync, mkdirSync } from "node:fs";
 import { join } from "node:path";
 import { ZodError } from "zod";
 import { errorCode, errorText, NetError } from "../base/error.ts";
@@ -12,6 +12,8 @@ import {
   type SocketAddr,
 } from "../base/ip.ts";
 import type { Random } from "../base/random.ts";
+import type { Dataplane } from "../kernel/dataplane.ts";
+import { formatMissing, missingFeatures, probeFeatures, type FeatureName } from "../kernel/features.ts";
 import { NetlinkSocket } from "../kernel/netlink-socket.ts";
 import { underlayOf } from "../kernel/underlay.ts";
 import { VxlanDataplane } from "../kernel/vxlan-dataplane.ts";
@@ -65,7 +67,8 @@ async function runLocked(
   random: Random,
   store: Store,
 ): Promise<void> {
-  const dataplane = new VxlanDataplane({ runDirectory: config.runDir });
+  const features = checkFeatures(config, log);
+  const { dataplane, reason } = openDataplane(config, features);
   const id = persistentNodeId(join(config.dataDir, "node-id"), random);
   const keys = loadKeyring(config.keyringFile, config.gossipKeys);
   let agent: Agent | undefined;
@@ -97,7 +100,7 @@ async function runLocked(
     log,
     loop,
     dataplane,
-    linkKind: DEFAULT_LINK_KIND,
+    linkKind: features.has("macvlan") ? "veth" : DEFAULT_LINK_KIND,
     endpoints: loadEndpoints(endpointsFile),
     sandboxes: new Sandboxes(config.runDir, random),
     random,
@@ -120,7 +123,7 @@ async function runLocked(
     views,
     keys: keyring,
     version,
-    dataplaneReason: "this kernel has VXLAN",
+    dataplaneReason: reason,
     meshSettled: (timeoutMs) => mesh.settled(timeoutMs),
     meshPlan: () => mesh.plan(),
     checkPorts: (ports) =>
@@ -176,6 +179,41 @@ async function runLocked(
   await loop.close();
   dataplane.close();
   log.info({}, "netagent has stopped; endpoints keep their interfaces");
+}
+
+/** What this host lacks. @throws NetError `feature-missing` naming everything that cannot be done without. */
+function checkFeatures(config: Config, log: Logger): ReadonlySet<FeatureName> {
+  const features = probeFeatures(config.runDir);
+  const missing = missingFeatures(features);
+  const needed: FeatureName[] = ["CAP_NET_ADMIN", "CAP_SYS_ADMIN", "network-namespaces", "nftables"];
+  const fatal = features.filter((feature) => !feature.present && needed.includes(feature.name));
+  if (fatal.length > 0) throw new NetError("feature-missing", fatal.map(formatMissing).join("; "));
+  if (!hasProgram("nft"))
+    throw new NetError(
+      "nft-missing",
+      "find the program nft: it is not in PATH; published ports need it (apt-get install nftables)",
+    );
+  for (const feature of features) if (!feature.present) log.warn({}, formatMissing(feature));
+  return missing;
+}
+
+function hasProgram(name: string): boolean {
+  return (process.env["PATH"] ?? "").split(":").some((directory) => existsSync(join(directory, name)));
+}
+
+/** @throws NetError `feature-missing` when the data plane asked for cannot be had here. */
+function openDataplane(
+  config: Config,
+  missing: ReadonlySet<FeatureName>,
+): { readonly dataplane: Dataplane; readonly reason: string } {
+  if (config.dataplane === "userspace" || missing.has("vxlan")) {
+    throw new NetError(
+      "feature-missing",
+      "--dataplane userspace: this build has no userspace data plane yet; this kernel must have VXLAN (modprobe vxlan)",
+    );
+  }
+  const reason = config.dataplane === "auto" ? "this kernel has VXLAN" : "asked for by --dataplane";
+  return { dataplane: new VxlanDataplane({ runDirectory: config.runDir }), reason };
 }
 
 /** SIGTERM and SIGINT end the daemon; SIGHUP reads log level and keys again. */

@@ -21,4 +21,5 @@ async function main(): Promise<number> {
   }
 }
 
-process.exitCode = await main();
+// What a failed start had opened already must not keep the process: the kernel closes it.
+process.exit(await main());
