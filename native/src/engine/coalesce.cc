@@ -51,8 +51,10 @@ void SetSegmentation(VirtioHeader& header, const FrameView& frame, uint32_t size
   header.header_bytes = frame.payload;
 }
 
+/** A frame as it came; without its padding when the kernel is to sum up to the end. */
 void EmitWhole(const FrameView& frame, VirtioHeader header, FrameSink& sink) {
-  const iovec pieces[2] = {{&header, sizeof header}, {const_cast<uint8_t*>(frame.data), frame.length}};
+  const uint32_t length = header.flags == 0 ? frame.length : frame.end;
+  const iovec pieces[2] = {{&header, sizeof header}, {const_cast<uint8_t*>(frame.data), length}};
   sink.Emit(pieces, 2);
 }
 
