@@ -2,7 +2,7 @@ import { existsSync, mkdirSync } from "node:fs";
 import { join } from "node:path";
 import { ZodError } from "zod";
 import { errorCode, errorText, NetError } from "../base/error.ts";
-import { nodeId, nodeName, randomBase36, randomHex, type NodeId } from "../base/id.ts";
+import { nodeId, nodeName, randomBase36, randomHex } from "../base/id.ts";
 import {
   formatSocketAddr,
   ipToBytes,
@@ -69,7 +69,8 @@ async function runLocked(
 ): Promise<void> {
   const features = checkFeatures(config, log);
   const { dataplane, reason } = openDataplane(config, features);
-  const id = persistentNodeId(join(config.dataDir, "node-id"), random);
+  // The id owns address ranges, so it lives and dies with the record of them: a node that lost its state is a new one.
+  const id = store.snapshot?.value.node ?? nodeId(randomBase36(random));
   const keys = loadKeyring(config.keyringFile, config.gossipKeys);
   let agent: Agent | undefined;
   const onEffect = (effect: AgentEffect): void => agent?.handle(effect);
@@ -155,14 +156,15 @@ async function runLocked(
   ];
   const stopping = new AbortController();
 
-  adoptEndpoints(agent, log);
   const remembered = readPeers(peersFile);
   const alone = config.join.length === 0 && remembered.length === 0;
+  adoptEndpoints(agent, log);
   loop.step({ type: "start", seed: config.join.length === 0, unixSeconds: Math.floor(Date.now() / 1000) });
   log.info(
     { name: config.name, member: loop.node.name, advertise: formatSocketAddr(config.advertise) },
     `netagent ${version} is up`,
   );
+  await releaseStrays(agent);
   agent.refresh();
   if (alone) agent.stopWaitingForPeers();
   const joining = joinUntilAnswered(config, remembered, agent, log, stopping.signal);
@@ -297,7 +299,7 @@ function pause(milliseconds: number, stop: AbortSignal): Promise<void> {
   });
 }
 
-/** Endpoints of the last life whose namespace still stands are ours again; the others give their address back. */
+/** Endpoints of the last life whose namespace still stands are ours again. */
 function adoptEndpoints(agent: Agent, log: Logger): void {
   for (const record of agent.endpoints.all()) {
     if (record.sandbox.type === "netns" && !agent.sandboxes.exists(record.sandbox.path)) {
@@ -310,6 +312,15 @@ function adoptEndpoints(agent: Agent, log: Logger): void {
     }
     agent.endpoints.ready.add(record.id);
     agent.reconciler.markDirty(record.network);
+  }
+}
+
+/** Addresses given to endpoints that no longer exist go back to the range they came from. */
+async function releaseStrays(agent: Agent): Promise<void> {
+  const held = new Set<string>(agent.endpoints.all().map((record) => record.id));
+  for (const { network, address, holder } of agent.loop.node.state.allocations()) {
+    const isEndpoint = /^[0-9a-f]{64}$/.test(holder.id);
+    if (isEndpoint && !held.has(holder.id)) await agent.loop.request({ type: "release", network, address });
   }
 }
 
@@ -354,14 +365,6 @@ function loadEndpoints(path: string): Endpoints {
       { cause },
     );
   }
-}
-
-function persistentNodeId(path: string, random: Random): NodeId {
-  const text = readIfPresent(path)?.trim();
-  if (text !== undefined && text !== "") return nodeId(text);
-  const fresh = nodeId(randomBase36(random));
-  writeAtomically(path, `${fresh}\n`);
-  return fresh;
 }
 
 function rememberPeers(path: string, loop: GossipLoop): void {
