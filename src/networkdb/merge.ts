@@ -176,10 +176,9 @@ function refuteClaim(db: Database, attachment: OwnAttachment, event: TableEvent,
   const stored = attachment.rows.get(event.table, event.key);
   const claimsLive = event.change !== "delete";
   if (stored?.owner === db.self) {
-    const agrees = stored.deleted
-      ? !claimsLive
-      : claimsLive && (event.time < stored.time || bytesEqual(stored.value, event.value));
-    if (agrees || event.time < stored.time) return db.count("own-claim-ignored");
+    const same = claimsLive !== stored.deleted && (stored.deleted || bytesEqual(stored.value, event.value));
+    if (event.time < stored.time || (event.time === stored.time && same))
+      return db.count("own-claim-ignored");
     reassertRow(db, attachment, event, stored, event.time, now);
   } else if (stored === undefined && claimsLive) {
     // We have not had such a row for longer than a tombstone lives: it came back from a peer cut off that long.
@@ -197,8 +196,10 @@ function reassertRow(
   claimedTime: number,
   now: Instant,
 ): void {
-  // Without an allowance left the claim is ignored; the next bulk sync brings it again.
-  if (!db.mayReassert()) return db.count("own-claim-ignored");
+  // Without room or allowance left the claim is ignored; the next bulk sync brings it again.
+  const fits =
+    stored !== undefined || (hasRoom(db, attachment, table) && value.length <= db.config.maxValueBytes);
+  if (!fits || !db.mayReassert()) return db.count("own-claim-ignored");
   db.count("own-row-reasserted");
   const deleted = stored?.deleted ?? true;
   const time = db.tableClock.incrementPast(Math.max(claimedTime, stored?.time ?? 0));

@@ -21,6 +21,22 @@ test("any interleaving of joins, leaves and writes ends with everyone holding th
   });
 });
 
+test("the same with peers of Docker 20.10 among them", () => {
+  forEachSeed(15, (seed) => {
+    const nodes = 3 + (seed % 8);
+    const oldPeers = 1 + (seed % (nodes - 1));
+    const world = new World({ seed, nodes, oldPeers, loss: 0.03, duplicates: 0.03, maxDelayMs: 40 });
+    const truth = new Truth();
+    for (let i = 0; i < 100; i++) {
+      act(world, truth, network(randomInt(world.random, 2)));
+      world.run(10 + randomInt(world.random, 490));
+    }
+    world.runUntil(() => truth.holds(world), 180_000, { stepMs: 500 });
+    world.run(65_000);
+    assert.ok(truth.holds(world), "still settled a minute later");
+  });
+});
+
 /** The naive oracle: what each attached node wrote and has not deleted. */
 class Truth {
   /** Network to node to key to value. */

@@ -7,9 +7,12 @@ import { after, instant, type Instant } from "../../src/base/time.ts";
 import { networkDbConfig, type NetworkDbConfig } from "../../src/networkdb/config.ts";
 import type { NetworkDbEffect, RowChange } from "../../src/networkdb/effect.ts";
 import { NetworkDb, type NetworkDbInput } from "../../src/networkdb/networkdb.ts";
+import { OldPeer } from "./old-peer.ts";
 
 export const TABLE = "endpoint_table";
 const MIB = 1024 * 1024;
+/** Docker reckons 4 bytes of overhead for what takes 6, and does not count the seal. */
+const OLD_DATAGRAM_BYTES = 1_472;
 const PUSH_PULL_MS = 30_000;
 const MEMBERSHIP_GOSSIP_MS = 200;
 
@@ -22,6 +25,8 @@ export interface WorldOptions {
   /** Delay of a datagram: 0.2 ms up to this. Different delays reorder. */
   readonly maxDelayMs?: number;
   readonly config?: Partial<NetworkDbConfig>;
+  /** How many of the nodes, the last ones, are of Docker's 20.10 kind. */
+  readonly oldPeers?: number;
   /** Whether nodes keep and check the changes they report. Default true. */
   readonly watch?: boolean;
 }
@@ -52,13 +57,15 @@ export class World {
     this.#options = options;
     this.random = seededRandom(options.seed);
     this.config = networkDbConfig(options.config);
-    for (let i = 0; i < options.nodes; i++) this.addNode();
+    for (let i = 0; i < options.nodes; i++) {
+      this.addNode(undefined, i >= options.nodes - (options.oldPeers ?? 0));
+    }
     for (const node of this.nodes) for (const other of this.nodes) if (node !== other) node.sees(other);
   }
 
   /** A node nobody knows yet. */
-  addNode(address: SocketAddr = { ip: parseIp(`10.1.0.${this.nodes.length + 1}`), port: 7946 }): WorldNode {
-    const node = new WorldNode(this, address);
+  addNode(address = this.#freeAddress(), old = false): WorldNode {
+    const node = new WorldNode(this, address, old);
     this.nodes.push(node);
     return node;
   }
@@ -185,7 +192,8 @@ export class World {
     this.datagrams++;
     this.bytes += payload.length;
     this.largestDatagram = Math.max(this.largestDatagram, payload.length);
-    assert.ok(payload.length <= this.config.gossipPayloadBytes, `a datagram of ${payload.length} bytes`);
+    const limit = from.old ? OLD_DATAGRAM_BYTES : this.config.gossipPayloadBytes;
+    assert.ok(payload.length <= limit, `a datagram of ${payload.length} bytes`);
     const target = this.nodeAt(to);
     const copies = this.random.next() < (this.#options.duplicates ?? 0) ? 2 : 1;
     for (let i = 0; i < copies; i++) {
@@ -228,6 +236,10 @@ export class World {
     });
   }
 
+  #freeAddress(): SocketAddr {
+    return { ip: parseIp(`10.1.0.${this.nodes.length + 1}`), port: 7946 };
+  }
+
   #advance(until: Instant): void {
     for (;;) {
       const next = this.#agenda.takeUntil(until);
@@ -243,12 +255,29 @@ export class World {
   }
 }
 
+/** What the world needs of a NetworkDB. */
+export type Peer = Pick<
+  NetworkDb,
+  | "handle"
+  | "nextWakeup"
+  | "localState"
+  | "clusterBroadcasts"
+  | "rows"
+  | "row"
+  | "allRows"
+  | "participants"
+  | "attachments"
+  | "nodes"
+  | "counters"
+>;
+
 /** One node with the membership layer beside it. */
 export class WorldNode {
   readonly world: World;
   readonly name: NodeName;
   readonly address: SocketAddr;
-  readonly db: NetworkDb;
+  readonly db: Peer;
+  readonly old: boolean;
   alive = true;
   goodbyeSaid = false;
   /** Members it believes alive, and those it ever heard of. */
@@ -261,12 +290,15 @@ export class WorldNode {
   readonly watched = new Map<string, string>();
   #wakeAt: Instant | undefined;
 
-  constructor(world: World, address: SocketAddr) {
+  constructor(world: World, address: SocketAddr, old: boolean) {
     this.world = world;
+    this.old = old;
     this.address = address;
     this.name = nodeName(randomHex(world.random, 12));
     const random = seededRandom(randomInt(world.random, 0x7fff_ffff));
-    this.db = new NetworkDb({ node: this.name, address, random, config: world.config }, world.now);
+    this.db = old
+      ? new OldPeer(this.name, random, world.now)
+      : new NetworkDb({ node: this.name, address, random, config: world.config }, world.now);
     world.schedule(randomInt(world.random, MEMBERSHIP_GOSSIP_MS), () => this.#gossip());
     world.schedule(randomInt(world.random, PUSH_PULL_MS), () => this.#periodicPushPull());
     this.#arm();
