@@ -1,5 +1,6 @@
 import type { SocketAddr } from "../../src/base/ip.ts";
 import type { Instant } from "../../src/base/time.ts";
+import type { GossipInput } from "../../src/cluster/gossip-node.ts";
 import type { MemberEvent } from "../../src/swim/boundary.ts";
 import type { Member } from "../../src/swim/member.ts";
 
@@ -20,7 +21,9 @@ export type SimInput =
   | { readonly type: "join"; readonly addresses: readonly SocketAddr[] }
   | { readonly type: "leave" }
   | { readonly type: "set-meta"; readonly meta: Uint8Array }
-  | { readonly type: "loop-delay"; readonly ms: number };
+  | { readonly type: "loop-delay"; readonly ms: number }
+  /** For worlds of whole gossip nodes. */
+  | { readonly type: "gossip"; readonly input: GossipInput };
 
 export interface StreamError {
   readonly code: string;

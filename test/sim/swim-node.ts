@@ -185,6 +185,8 @@ export class SwimNode implements SimNode {
       case "stream-closed":
         this.#closed(input.stream, input.error, now);
         break;
+      case "gossip":
+        throw new Error("only a whole gossip node takes this");
     }
     return this.#out;
   }

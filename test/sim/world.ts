@@ -25,7 +25,7 @@ export interface WorldOptions extends Partial<NetworkConditions> {
   readonly seed: number;
   readonly nodes: number;
   /** A fresh process on this host. Its randomness must come from `random` alone. */
-  readonly make: (host: number, life: number, random: Random) => SimNode;
+  readonly make: (host: number, life: number, random: Random, now: Instant) => SimNode;
 }
 
 type Power = "running" | "paused" | "killed" | "down";
@@ -129,7 +129,7 @@ export class World {
     this.network = new Network(seededRandom(this.#draw()), options);
     this.#make = options.make;
     for (let index = 0; index < options.nodes; index++) {
-      const host = new Host(index, this.#make(index, 0, seededRandom(this.#draw())));
+      const host = new Host(index, this.#make(index, 0, seededRandom(this.#draw()), instant(0)));
       this.hosts.push(host);
       this.#byPlace.set(host.place, host);
     }
@@ -155,7 +155,9 @@ export class World {
   start(index: number): void {
     const host = this.host(index);
     assert(host.power === "killed", "only what does not run can be started");
-    if (host.life > 0) host.node = this.#make(index, host.life, seededRandom(this.#draw()));
+    if (host.life > 0) {
+      host.node = this.#make(index, host.life, seededRandom(this.#draw()), this.#clock(host));
+    }
     host.life++;
     host.power = "running";
     host.unwellUntil = this.#now;
