@@ -127,6 +127,11 @@ export class SerfAgent {
     await this.#process.stop("SIGKILL");
   }
 
+  /** Resolves when the process is gone. */
+  async ended(): Promise<void> {
+    await this.#process.exited;
+  }
+
   signal(signal: NodeJS.Signals): void {
     this.#process.signal(signal);
   }

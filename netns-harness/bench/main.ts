@@ -11,7 +11,7 @@ export type BenchOptions = {
   readonly seconds: number;
   /** Where the JSON document goes: a file name, `-` for standard output, undefined for nowhere. */
   readonly json: string | undefined;
-  /** Variants to run; all when empty. */
+  /** Variants to run, for gossip rows of its table; all when empty. */
   readonly only: readonly string[];
 };
 
@@ -27,7 +27,7 @@ const { values, positionals } = parseArgs({
   allowPositionals: true,
   options: {
     rounds: { type: "string", default: "5" },
-    seconds: { type: "string", default: "2" },
+    seconds: { type: "string" },
     json: { type: "string" },
     only: { type: "string", default: "" },
     help: { type: "boolean", default: false },
@@ -36,7 +36,9 @@ const { values, positionals } = parseArgs({
 const [name = ""] = positionals;
 const module = new URL(`./${name}.js`, import.meta.url);
 if (values.help || positionals.length !== 1 || BENCHES[name] === undefined) {
-  console.error("npm run bench -- NAME [--rounds 5] [--seconds 2] [--only VARIANT,…] [--json FILE|-]\n");
+  console.error(
+    "npm run bench -- NAME [--rounds 5] [--seconds 2, gossip 60] [--only VARIANT|ROW,…] [--json FILE|-]\n",
+  );
   for (const [known, what] of Object.entries(BENCHES)) console.error(`  ${known.padEnd(10)} ${what}`);
   process.exit(values.help ? 0 : 2);
 }
@@ -47,7 +49,7 @@ if (!existsSync(module)) {
 const { run } = (await import(module.href)) as { run: (options: BenchOptions) => Promise<void> };
 await run({
   rounds: positive("rounds", values.rounds),
-  seconds: positive("seconds", values.seconds),
+  seconds: positive("seconds", values.seconds ?? (name === "gossip" ? "60" : "2")),
   json: values.json,
   only: values.only.split(",").filter(Boolean),
 });
