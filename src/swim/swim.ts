@@ -1,12 +1,12 @@
 import { assert, unreachable } from "../base/assert.ts";
-import { Deadlines } from "../base/deadlines.ts";
 import { formatSocketAddr, type SocketAddr } from "../base/ip.ts";
 import type { Random } from "../base/random.ts";
 import { after, earliest, type Instant } from "../base/time.ts";
-import { encodeMessage, type Alive, type MemberlistMessage, type Ping } from "../wire/memberlist/message.ts";
+import { encodeMessage, type Alive, type MemberlistMessage } from "../wire/memberlist/message.ts";
 import type { PushPullNode } from "../wire/memberlist/stream.ts";
+import { Announcements } from "./announcements.ts";
+import { Answers } from "./answers.ts";
 import type { StreamFailure, SwimEffect, SwimInput, UserBroadcasts } from "./boundary.ts";
-import type { Waiting } from "./broadcast-queue.ts";
 import { Claims, type Via } from "./claims.ts";
 import type { SwimConfig } from "./config.ts";
 import { Context, userMessage } from "./context.ts";
@@ -20,23 +20,21 @@ import {
   type Identity,
   type Member,
 } from "./member.ts";
-import { Moves, type MoveOutcome } from "./moves.ts";
-import { OwnLink } from "./own-link.ts";
-import { dropDeparted, Prober, type ProbeOutcome } from "./probe.ts";
-import type { Disputed } from "./push-pull.ts";
+import { Moves } from "./moves.ts";
+import { dropDeparted, Prober } from "./probe.ts";
 import { snapshotOf } from "./push-pull.ts";
-import { accusation, Reconnector } from "./reconnect.ts";
-import { Relay, sourceOf } from "./relay.ts";
+import { Reconnector } from "./reconnect.ts";
+import { Relay } from "./relay.ts";
 import { StreamPings } from "./stream-pings.ts";
 import { confirmations, Suspicions } from "./suspicion.ts";
-import { Verifier, type Verdict } from "./verify.ts";
+import { Verdicts } from "./verdicts.ts";
+import { Verifier } from "./verify.ts";
 
 const MAX_META_BYTES = 512;
 /** A wakeup so late was not the timer's fault: the process stood still. */
 const STALL_MS = 100;
 /** Health points for one stall: some, not all, as it may be the only one. */
 const MAX_STALL_PENALTY = 4;
-const NO_PAYLOAD = new Uint8Array(0);
 
 export interface SwimOptions {
   /** 1 – 255 characters, unique in the cluster. */
@@ -71,10 +69,9 @@ export class Swim {
   readonly #exchanges: Exchanges;
   readonly #reconnector: Reconnector;
   readonly #moves: Moves;
-  readonly #ownLink = new OwnLink();
-  /** Metadata updates under way, by request, and the goodbye. */
-  readonly #announcements = new Deadlines<number>();
-  #leaveBy: Instant | undefined;
+  readonly #verdicts: Verdicts;
+  readonly #answers: Answers;
+  readonly #announcements: Announcements;
   #sweepAt: Instant | undefined;
   /** When this node should have been woken next, as of the last step. */
   #expectedAt: Instant | undefined;
@@ -105,6 +102,15 @@ export class Swim {
     this.#exchanges = new Exchanges(context, this.#claims);
     this.#reconnector = new Reconnector(context);
     this.#moves = new Moves(context, this.#streamPings);
+    this.#verdicts = new Verdicts(context, {
+      claims: this.#claims,
+      suspicions: this.#suspicions,
+      verifier: this.#verifier,
+      exchanges: this.#exchanges,
+      moves: this.#moves,
+    });
+    this.#answers = new Answers(context, this.#claims, this.#exchanges, this.#reconnector);
+    this.#announcements = new Announcements(context, this.#claims);
   }
 
   handle(input: SwimInput, now: Instant): SwimEffect[] {
@@ -120,13 +126,13 @@ export class Swim {
         this.#packet(input.from, input.messages, now);
         break;
       case "stream-ping":
-        this.#streamPing(input.stream, input.ping);
+        this.#answers.streamPing(input.stream, input.ping);
         break;
       case "push-pull-request": {
         const { stream, from, join, nodes } = input;
         const { disputed, requester } = this.#exchanges.request(stream, from, join, nodes, now);
-        this.#settleDisputes(disputed, now);
-        if (requester !== undefined) this.#replacePredecessor(requester, now);
+        this.#verdicts.disputed(disputed, now);
+        if (requester !== undefined) this.#verdicts.newcomerAt(requester, now);
         break;
       }
       case "stream-gone":
@@ -142,7 +148,7 @@ export class Swim {
         this.#streamPingResult(input.ping, input.result, now);
         break;
       case "peer-refused":
-        this.#suspectPlace(input.address, now);
+        this.#verdicts.doubtPlace(input.address, now);
         break;
       case "join":
         this.#exchanges.join(input.request, input.addresses);
@@ -152,10 +158,10 @@ export class Swim {
         this.#exchanges.cancelJoin(input.request);
         break;
       case "leave":
-        this.#leave(input.timeoutMs, now);
+        this.#announcements.leave(input.timeoutMs, now);
         break;
       case "set-meta":
-        this.#setMeta(input.request, input.meta, input.timeoutMs, now);
+        this.#announcements.setMeta(input.request, input.meta, input.timeoutMs, now);
         break;
       case "send-user":
         this.#sendUser(input.to, input.payload);
@@ -189,8 +195,7 @@ export class Swim {
       this.#exchanges.nextWakeup(),
       this.#reconnector.nextWakeup(),
       this.#moves.nextWakeup(),
-      this.#announcements.earliest(),
-      this.#leaveBy,
+      this.#announcements.nextWakeup(),
       this.#sweepAt,
     );
   }
@@ -278,18 +283,15 @@ export class Swim {
 
   #wake(now: Instant): void {
     this.#streamPings.wake(now);
-    this.#probed(this.#prober.wake(now), now);
-    for (const verdict of this.#verifier.wake(now)) this.#judged(verdict, now);
-    for (const name of this.#suspicions.takeDue(now)) this.#timeIsUp(name, now);
+    this.#verdicts.probed(this.#prober.wake(now), now);
+    for (const verdict of this.#verifier.wake(now)) this.#verdicts.looked(verdict, now);
+    for (const name of this.#suspicions.takeDue(now)) this.#verdicts.timeIsUp(name, now);
     this.#relay.wake(now);
     this.#exchanges.wake(now);
     this.#reconnector.wake(now);
     this.#moves.wake(now);
     this.#gossip.wake(now);
-    for (const request of this.#announcements.takeDue(now)) {
-      this.#context.emit({ type: "meta-announced", request, complete: false });
-    }
-    if (this.#leaveBy !== undefined && now >= this.#leaveBy) this.#left(false);
+    this.#announcements.wake(now);
     if (this.#sweepAt !== undefined && now >= this.#sweepAt) {
       this.#sweepAt = after(now, this.#context.config.gossipToTheDeadMs);
       dropDeparted(this.#context, now);
@@ -302,13 +304,13 @@ export class Swim {
     const via: Via = { place: formatSocketAddr(from), source: from };
     let state = 0;
     for (const message of messages) {
-      if (message.type === "alive" && ++state <= depth) this.#alive(message, from, via, now);
+      if (message.type === "alive" && ++state <= depth) this.#alive(message, via, now);
     }
     let other = 0;
     for (const message of messages) {
       switch (message.type) {
         case "ping":
-          this.#ping(message, from, now);
+          this.#answers.ping(message, from, now);
           break;
         case "indirect-ping":
           this.#relay.request(message, from, now);
@@ -324,7 +326,7 @@ export class Swim {
           if (++other > depth) break;
           if (message.type === "dead") this.#claims.dead(message, now, via);
           else this.#claims.suspect(message, now, via);
-          if (message.node === this.#context.self.name) this.#answerAccuser(from);
+          if (message.node === this.#context.self.name) this.#answers.accused(from);
           break;
         case "alive":
         case "user":
@@ -338,214 +340,48 @@ export class Swim {
     if (dropped > 0) this.#context.count("packet.handoff-full", dropped);
   }
 
-  #ping(ping: Ping, from: SocketAddr, now: Instant): void {
-    if (!this.#namesUs(ping)) return;
-    const to = sourceOf(ping, from);
-    const place = formatSocketAddr(to);
-    this.#context.send(to, place, { type: "ack", seqNo: ping.seqNo, payload: NO_PAYLOAD });
-    this.#heardFrom(ping.sourceNode, place, now);
-    this.#introduced(ping, to, from, now);
-  }
-
-  #introduced(ping: Ping, source: SocketAddr, from: SocketAddr, now: Instant): void {
-    const { config, self, members } = this.#context;
-    if (config.reconnectIntervalMs === 0 || this.#claims.leaving || ping.node !== self.name) return;
-    if (ping.sourceNode === "" || members.get(ping.sourceNode) !== undefined || source.ip !== from.ip) return;
-    this.#exchanges.stranger(ping.sourceNode, source, now);
-  }
-
-  #streamPing(stream: number, ping: Ping): void {
-    if (this.#namesUs(ping)) this.#context.emit({ type: "stream-ack", stream, seqNo: ping.seqNo });
-    else this.#context.emit({ type: "close-stream", stream });
-  }
-
-  #namesUs(ping: Ping): boolean {
-    if (ping.node === "" || ping.node === this.#context.self.name) return true;
-    this.#context.count("ping.misdirected");
-    return false;
-  }
-
-  /** Whoever pings us lives. If we think otherwise it should hear that, and refute. */
-  #heardFrom(name: string, place: string, now: Instant): void {
-    if (this.#context.config.reconnectIntervalMs === 0 || this.#claims.leaving) return;
-    const member = this.#context.members.get(name);
-    if (member !== undefined && member.identity.place !== place) return;
-    if (member?.state === "suspect" || member?.state === "dead") this.#accuse(member);
-    const departed = member?.present === true ? undefined : this.#reconnector.signOfLife(place, now);
-    if (departed !== undefined && departed.name === name) this.#exchanges.reconnect(departed.address);
-  }
-
-  #accuse(member: MemberRecord): void {
-    const message = { ...accusation(this.#context, member) };
-    this.#context.sendBare(member.address, [message], understandsCrc(member));
-  }
-
-  /** Whoever brings an accusation of us hears the refutation from us, new or old, without waiting for gossip. */
-  #answerAccuser(from: SocketAddr): void {
-    if (this.#context.config.verifyMs === 0 || this.#claims.leaving) return;
-    this.#context.count("claims.reminders");
-    this.#context.sendBare(from, [this.#claims.selfClaim()], false);
-  }
-
-  #alive(claim: Alive, from: SocketAddr, via: Via, now: Instant): void {
-    const before = this.#context.members.alive;
+  #alive(claim: Alive, via: Via, now: Instant): void {
+    const { members } = this.#context;
+    const before = members.alive;
     const outcome = this.#claims.alive(claim, now, via);
-    if (this.#context.members.alive > before) this.#exchanges.newcomer(now);
-    const member = this.#context.members.get(claim.node);
-    if (outcome === "conflict") this.#settleDisputes([{ claim, outcome }], now);
+    if (members.alive > before) this.#exchanges.newcomer(now);
+    if (outcome === "conflict") this.#verdicts.disputed([{ claim, outcome }], now);
+    const member = members.get(claim.node);
     // A dead one that restarted below its old incarnation speaks for itself.
     if (outcome === "stale" && member?.state === "dead" && member.identity.place === via.place) {
-      this.#heardFrom(claim.node, formatSocketAddr(from), now);
+      this.#answers.heardFrom(claim.node, member.identity.place, now);
     }
   }
 
   #ack(seqNo: number, from: SocketAddr, now: Instant): void {
     const probed = this.#prober.ack(seqNo, from, now);
-    if (probed !== undefined) return this.#probed(probed, now);
+    if (probed !== undefined) return this.#verdicts.probed(probed, now);
     if (this.#relay.ack(seqNo)) return;
     const verdict = this.#verifier.ack(seqNo, from);
-    if (verdict !== undefined) return this.#judged(verdict, now);
+    if (verdict !== undefined) return this.#verdicts.looked(verdict, now);
     const back = this.#reconnector.ack(seqNo, now);
     if (back !== undefined) return this.#exchanges.reconnect(back);
-    this.#moveDecided(this.#moves.ack(seqNo, from), now);
-  }
-
-  #probed(outcome: ProbeOutcome | undefined, now: Instant): void {
-    if (outcome === undefined) return;
-    const { target, ok } = outcome;
-    this.#ownLink.record(target.name, ok);
-    if (ok) return;
-    this.#replacePredecessorAt(target, now);
-    this.#suspect(target, now);
-  }
-
-  #suspect(member: MemberRecord, now: Instant): void {
-    const from = this.#context.self.name;
-    this.#claims.suspect({ type: "suspect", incarnation: member.incarnation, node: member.name, from }, now);
-  }
-
-  /** A suspicion ran out: look once more before the verdict. */
-  #timeIsUp(name: string, now: Instant): void {
-    const member = this.#context.members.get(name);
-    if (member !== undefined && this.#verifier.begin(member, now)) return;
-    this.#claims.timedOut(name, now);
-  }
-
-  #judged({ name, answered }: Verdict, now: Instant): void {
-    const member = this.#context.members.get(name);
-    if (member?.present !== true) return;
-    const suspicion = this.#suspicions.get(name);
-    if (answered) {
-      if (suspicion === undefined) return;
-      this.#context.count("verify.answered");
-      this.#suspicions.start(name, this.#context.self.name, suspicion.terms, now);
-      return this.#exchanges.refresh(member);
-    }
-    if (suspicion === undefined) return this.#suspect(member, now);
-    const { config, awareness } = this.#context;
-    const ownWordOnly = confirmations(suspicion) < Math.max(1, suspicion.terms.confirmationsWanted);
-    const held = now - suspicion.startedAt < suspicion.terms.maxMs + config.holdVerdictsMs;
-    if (config.holdVerdictsMs > 0 && ownWordOnly && held && this.#ownLink.doubtful) {
-      this.#context.count("verify.held");
-      return this.#suspicions.postpone(name, after(now, awareness.scale(config.probeIntervalMs) / 2));
-    }
-    this.#claims.timedOut(name, now);
+    this.#verdicts.moveDecided(this.#moves.ack(seqNo, from), now);
   }
 
   #streamPingResult(id: number, result: { readonly seqNo: number } | StreamFailure, now: Instant): void {
     const outcome = this.#streamPings.result(id, result, now);
     if (outcome === undefined) return;
     const { owner, name } = outcome;
-    if (owner === "move") return this.#moveDecided(this.#moves.oldAddress(name, outcome.result), now);
-    const member = this.#context.members.get(name);
-    if (outcome.result === "gone" && member?.present === true) {
-      this.#context.count("suspicion.refused");
-      return this.#claims.verdict(member, { why: "refused" }, now);
+    if (owner === "move") {
+      return this.#verdicts.moveDecided(this.#moves.oldAddress(name, outcome.result), now);
     }
+    if (outcome.result === "gone") return this.#verdicts.refused(name, now);
     if (outcome.result !== "acked") return;
     if (owner === "probe") return this.#prober.streamAcked(name);
     const verdict = this.#verifier.answered(name);
-    if (verdict !== undefined) this.#judged(verdict, now);
+    if (verdict !== undefined) this.#verdicts.looked(verdict, now);
   }
 
   #exchanged(end: ExchangeEnd | undefined, now: Instant): void {
     if (end === undefined) return;
-    this.#settleDisputes(end.disputed, now);
-    if (end.refused) this.#suspectPlace(end.address, now);
-  }
-
-  /** Nothing listens there any more, it seems: look at once at whom we believe to be there. */
-  #suspectPlace(address: SocketAddr, now: Instant): void {
-    const place = formatSocketAddr(address);
-    for (const member of this.#context.members) {
-      if (member.present && member !== this.#context.self && member.identity.place === place) {
-        this.#verifier.begin(member, now);
-      }
-    }
-  }
-
-  #settleDisputes(disputed: readonly Disputed[], now: Instant): void {
-    for (const { claim } of disputed) {
-      const member = this.#context.members.get(claim.node);
-      if (member !== undefined && member !== this.#context.self) this.#moves.moved(member, claim, now);
-    }
-  }
-
-  /** A newcomer at the address of somebody else: most likely the same host after a restart. */
-  #replacePredecessor(newcomer: MemberRecord, now: Instant): void {
-    for (const member of this.#context.members) {
-      if (member === newcomer || !member.present || member === this.#context.self) continue;
-      if (member.identity.place === newcomer.identity.place) this.#moves.replaced(member, newcomer, now);
-    }
-  }
-
-  #replacePredecessorAt(silent: MemberRecord, now: Instant): void {
-    for (const member of this.#context.members) {
-      if (member === silent || !member.present || member.identity.place !== silent.identity.place) continue;
-      return this.#moves.replaced(silent, member, now);
-    }
-  }
-
-  #moveDecided(outcome: MoveOutcome | undefined, now: Instant): void {
-    if (outcome === undefined) return;
-    if (outcome.type === "moved") {
-      this.#claims.alive(outcome.claim, now, { proven: true });
-      return;
-    }
-    const { old, by } = outcome;
-    if (old.present) this.#claims.verdict(old, { why: "replaced", by }, now);
-  }
-
-  #leave(timeoutMs: number, now: Instant): void {
-    const { self, members } = this.#context;
-    if (this.#claims.leaving) {
-      this.#leaveBy = this.#leaveBy === undefined ? now : after(now, timeoutMs);
-      return;
-    }
-    const alone = members.alive <= 1;
-    this.#claims.leaving = true;
-    this.#leaveBy = after(now, timeoutMs);
-    const { incarnation, name } = self;
-    this.#claims.dead({ type: "dead", incarnation, node: name, from: name }, now);
-    if (alone) this.#left(true);
-  }
-
-  #left(complete: boolean): void {
-    if (this.#leaveBy === undefined) return;
-    this.#leaveBy = undefined;
-    this.#context.emit({ type: "leave-done", complete });
-  }
-
-  #setMeta(request: number, meta: Uint8Array, timeoutMs: number, now: Instant): void {
-    assert(meta.length <= MAX_META_BYTES, "metadata has at most 512 bytes");
-    if (this.#claims.leaving) {
-      this.#context.emit({ type: "meta-announced", request, complete: false });
-      return;
-    }
-    this.#claims.changeMeta(meta, now, { request, what: "meta" });
-    if (this.#context.members.alive <= 1)
-      this.#context.emit({ type: "meta-announced", request, complete: true });
-    else this.#announcements.set(request, after(now, timeoutMs));
+    this.#verdicts.disputed(end.disputed, now);
+    if (end.refused) this.#verdicts.doubtPlace(end.address, now);
   }
 
   #sendUser(to: string, payload: Uint8Array): void {
@@ -594,7 +430,7 @@ export class Swim {
           break;
       }
     }
-    for (const waiting of this.#context.queue.takeDone()) this.#broadcast(waiting);
+    for (const waiting of this.#context.queue.takeDone()) this.#announcements.broadcast(waiting);
     effects.push(...this.#context.takeEffects());
     this.#gossip.notice(now);
     this.#expectedAt = this.#earliestDeadline();
@@ -611,12 +447,5 @@ export class Swim {
   #returned(name: string): void {
     const member = this.#context.members.get(name);
     if (member?.present === true) this.#reconnector.returned(member.identity.place);
-  }
-
-  #broadcast({ request, what }: Waiting): void {
-    if (what === "leave") this.#left(true);
-    else if (this.#announcements.delete(request)) {
-      this.#context.emit({ type: "meta-announced", request, complete: true });
-    }
   }
 }

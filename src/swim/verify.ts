@@ -7,7 +7,7 @@ import { sendPing, type Prober } from "./probe.ts";
 import type { StreamPings } from "./stream-pings.ts";
 
 /** About so many members look at one suspect at once; the others wait for their word first. */
-const LOOKERS = 16;
+const LOOKERS = 32;
 /** How long they wait, in looks. */
 const WORD_TAKES = 4;
 
@@ -43,13 +43,16 @@ export class Verifier {
     this.#prober = prober;
   }
 
-  /** False when it cannot be looked at: switched off, or too many looks at a time. */
-  begin(target: MemberRecord, now: Instant): boolean {
+  /**
+   * False when it cannot be looked at: switched off, or too many looks at a time. `shared`: all members have the
+   * same reason to look, so in a large cluster only some do at once.
+   */
+  begin(target: MemberRecord, when: "now" | "shared", now: Instant): boolean {
     const { config, members, random } = this.#context;
     if (config.verifyMs === 0) return false;
     if (this.#looks.has(target.name)) return true;
     if (this.#looks.size >= config.maxPending) return false;
-    const waits = random.next() * members.size > LOOKERS;
+    const waits = when === "shared" && random.next() * members.size > LOOKERS;
     const startsAt = waits ? after(now, config.verifyMs * (WORD_TAKES + 2 * random.next())) : now;
     const look: Look = {
       target,

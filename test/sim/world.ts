@@ -6,7 +6,7 @@ import { instant, type Instant } from "../../src/base/time.ts";
 import type { MemberEvent } from "../../src/swim/boundary.ts";
 import { EventHeap } from "./event-heap.ts";
 import { Network, type NetworkConditions } from "./network.ts";
-import type { Payload, SimEffect, SimInput, SimNode, StreamError } from "./sim-node.ts";
+import type { Payload, SimEffect, SimInput, SimNode } from "./sim-node.ts";
 
 export const GOSSIP_PORT = 7946;
 /** IP and UDP headers; IP and TCP headers of a segment; connect and close. */

@@ -1,0 +1,129 @@
+import { formatSocketAddr, type SocketAddr } from "../base/ip.ts";
+import { after, type Instant } from "../base/time.ts";
+import type { Claims } from "./claims.ts";
+import type { Context } from "./context.ts";
+import type { Exchanges } from "./exchanges.ts";
+import type { MemberRecord } from "./member.ts";
+import type { MoveOutcome, Moves } from "./moves.ts";
+import { OwnLink } from "./own-link.ts";
+import type { ProbeOutcome } from "./probe.ts";
+import type { Disputed } from "./push-pull.ts";
+import { confirmations, type Suspicions } from "./suspicion.ts";
+import type { Verdict, Verifier } from "./verify.ts";
+
+export interface VerdictParts {
+  readonly claims: Claims;
+  readonly suspicions: Suspicions;
+  readonly verifier: Verifier;
+  readonly exchanges: Exchanges;
+  readonly moves: Moves;
+}
+
+/** From evidence to judgement: what a failed probe, a last look, a refusal or a second holder of an address means. */
+export class Verdicts {
+  readonly #context: Context;
+  readonly #parts: VerdictParts;
+  readonly #ownLink = new OwnLink();
+
+  constructor(context: Context, parts: VerdictParts) {
+    this.#context = context;
+    this.#parts = parts;
+  }
+
+  probed(outcome: ProbeOutcome | undefined, now: Instant): void {
+    if (outcome === undefined) return;
+    const { target, ok } = outcome;
+    this.#ownLink.record(target.name, ok);
+    if (ok) return;
+    const [heir] = this.#othersAt(target);
+    if (heir !== undefined) this.#parts.moves.replaced(target, heir, now);
+    this.#suspect(target, now);
+  }
+
+  /** A suspicion ran out: look once more before judging. */
+  timeIsUp(name: string, now: Instant): void {
+    const member = this.#context.members.get(name);
+    if (member !== undefined && this.#parts.verifier.begin(member, "shared", now)) return;
+    this.#parts.claims.timedOut(name, now);
+  }
+
+  /** The last look at a member is over. */
+  looked({ name, answered }: Verdict, now: Instant): void {
+    const { claims, suspicions, exchanges } = this.#parts;
+    const member = this.#context.members.get(name);
+    if (member?.present !== true) return;
+    const suspicion = suspicions.get(name);
+    if (answered) {
+      if (suspicion === undefined) return;
+      this.#context.count("verify.answered");
+      suspicions.start(name, this.#context.self.name, suspicion.terms, now);
+      return exchanges.refresh(member);
+    }
+    if (suspicion === undefined) return this.#suspect(member, now);
+    const { config, awareness } = this.#context;
+    const ownWordOnly = confirmations(suspicion) < Math.max(1, suspicion.terms.confirmationsWanted);
+    const mayWait = now - suspicion.startedAt < suspicion.terms.maxMs + config.holdVerdictsMs;
+    if (config.holdVerdictsMs > 0 && ownWordOnly && mayWait && this.#ownLink.doubtful) {
+      this.#context.count("verify.held");
+      return suspicions.postpone(name, after(now, awareness.scale(config.probeIntervalMs) / 2));
+    }
+    claims.timedOut(name, now);
+  }
+
+  /** Its own kernel said so, twice. */
+  refused(name: string, now: Instant): void {
+    const member = this.#context.members.get(name);
+    if (member?.present !== true) return;
+    this.#context.count("suspicion.refused");
+    this.#parts.claims.verdict(member, { why: "refused" }, now);
+  }
+
+  /** Nothing listens there any more, it seems: look at once at whom we believe to be there. */
+  doubtPlace(address: SocketAddr, now: Instant): void {
+    const place = formatSocketAddr(address);
+    for (const member of this.#context.members) {
+      if (member.present && member !== this.#context.self && member.identity.place === place) {
+        this.#parts.verifier.begin(member, "now", now);
+      }
+    }
+  }
+
+  /** Names claimed at another address than we know. */
+  disputed(disputed: readonly Disputed[], now: Instant): void {
+    for (const { claim } of disputed) {
+      const member = this.#context.members.get(claim.node);
+      if (member !== undefined && member !== this.#context.self) this.#parts.moves.moved(member, claim, now);
+    }
+  }
+
+  /** A newcomer at the address of somebody else: most likely the same host after a restart. */
+  newcomerAt(newcomer: MemberRecord, now: Instant): void {
+    for (const old of this.#othersAt(newcomer)) this.#parts.moves.replaced(old, newcomer, now);
+  }
+
+  moveDecided(outcome: MoveOutcome | undefined, now: Instant): void {
+    if (outcome === undefined) return;
+    if (outcome.type === "moved") {
+      this.#parts.claims.alive(outcome.claim, now, { proven: true });
+      return;
+    }
+    const { old, by } = outcome;
+    if (old.present) this.#parts.claims.verdict(old, { why: "replaced", by }, now);
+  }
+
+  #suspect(member: MemberRecord, now: Instant): void {
+    const from = this.#context.self.name;
+    const { incarnation, name: node } = member;
+    this.#parts.claims.suspect({ type: "suspect", incarnation, node, from }, now);
+  }
+
+  /** Members other than this one, and than us, believed to be at its address. */
+  #othersAt({ identity, name }: MemberRecord): MemberRecord[] {
+    const others: MemberRecord[] = [];
+    for (const member of this.#context.members) {
+      if (!member.present || member.name === name || member === this.#context.self) continue;
+      if (member.identity.place === identity.place) others.push(member);
+    }
+    return others;
+  }
+}
