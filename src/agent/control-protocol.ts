@@ -191,6 +191,9 @@ export interface PeerView {
   readonly incarnation: number;
   readonly rttMs: number | null;
   readonly dataPath: "ok" | "blocked" | "unknown";
+  /** Which way it is blocked, or that the MTU is too small; empty when all is well. */
+  readonly dataPathDetail: string;
+  /** Largest inner packet that gets through; null while unknown. */
   readonly mtu: number | null;
   readonly vtep: string;
   readonly capabilities: string[];

@@ -32,6 +32,8 @@ import { keyQuestion, Keys, loadKeyring } from "./keys.ts";
 import { createLogger, type Logger } from "./log.ts";
 import { MeshRunner } from "./mesh-runner.ts";
 import { MetricsServer } from "./metrics.ts";
+import { PathRunner, pathQuestion } from "./path-runner.ts";
+import { questionsOf } from "./questions.ts";
 import { Sandboxes } from "./sandboxes.ts";
 import { Store } from "./store.ts";
 import { Views } from "./views.ts";
@@ -82,7 +84,7 @@ async function runLocked(
         id,
         name: config.name,
         vteps: config.dataPathAddrs,
-        capabilities: ["state", "return-path"],
+        capabilities: ["state", "return-path", "path-probe"],
         version,
       },
       address: { socket: config.advertise, bytes: ipToBytes(config.advertise.ip) },
@@ -96,6 +98,7 @@ async function runLocked(
     (snapshot) => store.save(snapshot),
   );
   const endpointsFile = join(config.dataDir, "endpoints.json");
+  const underlayMtu = watchUnderlayMtu(config.dataPathAddrs[0] ?? config.advertise.ip);
   agent = new Agent({
     config,
     log,
@@ -105,20 +108,22 @@ async function runLocked(
     endpoints: loadEndpoints(endpointsFile),
     sandboxes: new Sandboxes(config.runDir, random),
     random,
-    underlayMtu: watchUnderlayMtu(config.dataPathAddrs[0] ?? config.advertise.ip),
+    underlayMtu,
   });
   const views = new Views(agent);
   const mesh = new MeshRunner(agent);
   const dns = new DnsRunner(agent, random);
-  agent.dependents.push(mesh, dns);
+  const paths = new PathRunner(agent, random, underlayMtu);
+  agent.dependents.push(mesh, dns, paths);
+  views.dataPath = (vtep) => paths.health(vtep);
   const keyring = new Keys(agent, (text) => writeAtomically(config.keyringFile, text));
-  // The questions are answered at once, but a refusal has to be a rejection.
-  agent.onQuestion = async (body) => {
-    const question = keyQuestion.safeParse(body);
-    if (!question.success)
-      throw new NetError("unknown-question", "this netagent does not understand the question");
-    return keyring.apply(question.data.operation, question.data.key);
-  };
+  agent.onQuestion = questionsOf({
+    keys: (body) => {
+      const { operation, key } = keyQuestion.parse(body);
+      return keyring.apply(operation, key);
+    },
+    path: (body) => paths.answer(pathQuestion.parse(body)),
+  });
   const handlers = createHandlers({
     agent,
     views,
@@ -145,7 +150,7 @@ async function runLocked(
           views,
           mesh,
           dns,
-          pathCounters: () => ({}),
+          pathCounters: () => paths.prober.counters,
           version,
         });
   const control = await ControlServer.listen(join(config.runDir, "netagent.sock"), handlers, log);
@@ -175,6 +180,7 @@ async function runLocked(
   rememberPeers(peersFile, loop);
   await Promise.all([control.close(), metrics?.close(), joining]);
   await leave(agent);
+  paths.close();
   dns.close();
   mesh.close();
   agent.close();

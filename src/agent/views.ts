@@ -24,13 +24,15 @@ import type {
 export interface DataPathView {
   readonly state: "ok" | "blocked" | "unknown";
   readonly mtu: number | null;
+  /** What is wrong, for people; empty when nothing is. */
+  readonly detail: string;
 }
 
 /** Reads of the agent's state in the form people and scripts get it. */
 export class Views {
   readonly #agent: Agent;
   /** Filled in by the prober; unknown until then. */
-  dataPath: (vtep: IpAddr) => DataPathView = () => ({ state: "unknown", mtu: null });
+  dataPath: (vtep: IpAddr) => DataPathView = () => ({ state: "unknown", mtu: null, detail: "" });
 
   constructor(agent: Agent) {
     this.#agent = agent;
@@ -289,7 +291,7 @@ export class Views {
     const facts = node.peer(member.name);
     const self = member.name === this.#agent.self;
     const vtep = facts?.vteps[0] ?? member.address.ip;
-    const path = self ? { state: "ok" as const, mtu: null } : this.dataPath(vtep);
+    const path = self ? { state: "ok" as const, mtu: null, detail: "" } : this.dataPath(vtep);
     return {
       id: facts?.id ?? member.name,
       name: facts?.name ?? member.name,
@@ -300,6 +302,7 @@ export class Views {
       incarnation: member.incarnation,
       rttMs: self ? null : (node.swim.rttMs(member.name) ?? null),
       dataPath: path.state,
+      dataPathDetail: path.detail,
       mtu: path.mtu,
       vtep,
       capabilities: [...(facts?.capabilities ?? [])],

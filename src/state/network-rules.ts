@@ -19,12 +19,14 @@ import {
 } from "../base/ip.ts";
 import { randomInt, type Random } from "../base/random.ts";
 import { MAX_LABELS, type Labels, type Network } from "../wire/state/definition.ts";
+import { PROBE_VNI } from "../wire/path-probe.ts";
 import { printable } from "./find.ts";
 import type { NetworkSpec } from "./request.ts";
 
 /** Below 4096 Docker leaves VNIs out for Windows; 4096 is ingress. */
 const FIRST_VNI = 4097;
-const LAST_VNI = 0xffffff;
+/** The probes' VNI and the one above are nobody's. */
+const LAST_VNI = PROBE_VNI - 1;
 /** A chosen VNI is up to this far above the highest known: two sides of a partition rarely choose the same. */
 const VNI_SPREAD = 1024;
 /** Auto-chosen subnets are 10.0.1.0/24 … 10.254.255.0/24. */

@@ -9,7 +9,7 @@ export interface NetworkSpec {
   readonly subnet?: string;
   /** The first host address when absent. */
   readonly gateway?: string;
-  /** 4097 … 16777215; chosen when absent. External networks: 0 … 16777215, required. */
+  /** 4097 … 16777213; chosen when absent. External networks: 0 … 16777213, required. */
   readonly vni?: number;
   readonly mtu?: number;
   readonly internal?: boolean;

@@ -31,7 +31,7 @@ test("each wrong network is refused with one line: what, why and the cure", () =
     [{ subnet: "10.1.2.0/24", gateway: "10.1.2.255" }, /^gateway-outside: /],
     [{ subnet: "10.1.2.0/24", gateway: "x" }, /^gateway-invalid: /],
     [{ vni: 5000 }, /^vni-taken: .*network blue/],
-    [{ vni: 4096 }, /^vni-invalid: .*4097 … 16777215/],
+    [{ vni: 4096 }, /^vni-invalid: .*4097 … 16777213/],
     [{ vni: 16777216 }, /^vni-invalid: /],
     [{ vni: 1.5 }, /^vni-invalid: /],
     [{ mtu: 100 }, /^mtu-invalid: /],

@@ -45,6 +45,8 @@ export interface VxlanInfo {
   readonly udpZeroChecksum6Rx: boolean;
   /** One device for every VNI; never ours. */
   readonly collectMetadata: boolean;
+  /** Outer IPv4 packets carry DF. Only encoded. */
+  readonly dontFragment?: boolean;
 }
 
 export interface BridgeInfo {
@@ -156,6 +158,7 @@ const IFLA_VXLAN = {
   udpZeroChecksum6Tx: 19,
   udpZeroChecksum6Rx: 20,
   collectMetadata: 25,
+  dontFragment: 29,
 } as const;
 const IFLA_BR_MCAST_SNOOPING = 23;
 const IFLA_BRPORT = { learning: 8, unicastFlood: 9 } as const;
@@ -288,6 +291,8 @@ function encodeVxlan(info: VxlanInfo, out: ByteWriter): void {
   writeU8Attribute(out, IFLA_VXLAN.udpZeroChecksum6Tx, Number(info.udpZeroChecksum6Tx));
   writeU8Attribute(out, IFLA_VXLAN.udpZeroChecksum6Rx, Number(info.udpZeroChecksum6Rx));
   if (info.collectMetadata) writeU8Attribute(out, IFLA_VXLAN.collectMetadata, 1);
+  // VXLAN_DF_SET; kernels before 5.0 ignore it.
+  if (info.dontFragment === true) writeU8Attribute(out, IFLA_VXLAN.dontFragment, 1);
 }
 
 function writeVxlanAddress(out: ByteWriter, ip: IpAddr | undefined, type4: number, type6: number): void {

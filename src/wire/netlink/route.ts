@@ -24,6 +24,8 @@ export interface Route {
   readonly source?: IpAddr;
   readonly priority?: number;
   readonly mtu?: number;
+  /** Path-MTU news does not lower `mtu`. Only encoded. */
+  readonly mtuLocked?: boolean;
   /** RTNH_F_* bits: 4 (onlink) takes a gateway that no route covers. */
   readonly flags: number;
 }
@@ -34,6 +36,7 @@ export const RTN = { unicast: 1, local: 2, blackhole: 6, unreachable: 7 } as con
 export const RTNH_F_ONLINK = 4;
 
 const RTA = { destination: 1, oif: 4, gateway: 5, priority: 6, source: 7, metrics: 8, table: 15 } as const;
+const RTAX_LOCK = 1;
 const RTAX_MTU = 2;
 
 /** Payload of RTM_NEWROUTE and RTM_DELROUTE. */
@@ -57,7 +60,10 @@ export function encodeRoute(route: Route, out: ByteWriter): void {
   if (route.priority !== undefined) writeU32Attribute(out, RTA.priority, route.priority);
   const { mtu } = route;
   if (mtu !== undefined)
-    writeNested(out, RTA.metrics, (metrics) => writeU32Attribute(metrics, RTAX_MTU, mtu));
+    writeNested(out, RTA.metrics, (metrics) => {
+      writeU32Attribute(metrics, RTAX_MTU, mtu);
+      if (route.mtuLocked === true) writeU32Attribute(metrics, RTAX_LOCK, 1 << RTAX_MTU);
+    });
 }
 
 /** Payload of a RTM_GETROUTE dump of one family. */
