@@ -6,7 +6,7 @@ import { endpointId, randomHex, type NetworkId, type NodeName } from "../base/id
 import { formatSocketAddr, type SocketAddr } from "../base/ip.ts";
 import { macFromIpv4 } from "../base/mac.ts";
 import type { Random } from "../base/random.ts";
-import type { Instant } from "../base/time.ts";
+import { after, type Instant } from "../base/time.ts";
 import type { Dataplane } from "../kernel/dataplane.ts";
 import {
   desiredOverlay,
@@ -57,6 +57,8 @@ export interface Dependent {
   refresh(): void;
 }
 
+/** After the first peer answered: bulk sync and definitions are exchanged well within it. */
+const LEARNING_MS = 2_000;
 /** How long a restarted agent keeps forwarding entries it cannot account for, waiting for its peers' tables. */
 const PRUNE_HOLD_MS = 30_000;
 
@@ -80,7 +82,7 @@ export class Agent {
   /** Rows we have put and not deleted. */
   readonly #published = new Map<string, OwnRow>();
   /** Whether somebody could tell us the tables: a join worked, or there is nobody to join. */
-  #heard = false;
+  #heardAt: Instant | undefined;
   #mtu: { readonly at: Instant; readonly bytes: number } | undefined;
   #refreshing = false;
   #refreshAgain = false;
@@ -180,7 +182,7 @@ export class Agent {
         );
         return;
       case "member-joined":
-        this.#heard = true;
+        this.#hear(effect.member.name);
         this.log.info(
           { address: formatSocketAddr(effect.member.address) },
           `${this.shownName(effect.member.name)} joined`,
@@ -339,15 +341,32 @@ export class Agent {
   tablesLoaded(): boolean {
     return (
       [...this.endpoints.networks()].every((network) => this.#mayPrune(network)) &&
-      (this.#heard || this.#heldLongEnough())
+      (this.#heard() || this.#heldLongEnough())
     );
   }
 
   /** Nothing can be learned any more: we are the first, or nobody answered for a long time. */
   stopWaitingForPeers(): void {
-    this.#heard = true;
+    this.#heardAt = this.startedAt;
     this.reconciler.markAllDirty();
     this.#notify();
+  }
+
+  /**
+   * The first other member: what it knows comes within moments. A network counts as in sync also when there is
+   * nobody to ask, so that alone proves nothing.
+   */
+  #hear(member: string): void {
+    if (member === this.self || this.#heardAt !== undefined) return;
+    this.#heardAt = after(this.loop.now(), LEARNING_MS);
+    setTimeout(() => {
+      this.reconciler.markAllDirty();
+      this.#notify();
+    }, LEARNING_MS + 1).unref();
+  }
+
+  #heard(): boolean {
+    return this.#heardAt !== undefined && this.loop.now() >= this.#heardAt;
   }
 
   #handleState(effect: Extract<AgentEffect, { type: "state" }>["effect"]): void {
@@ -543,7 +562,7 @@ export class Agent {
     const heldFor = this.loop.now() - this.startedAt;
     return (
       heldFor > PRUNE_HOLD_MS ||
-      (this.#heard && (this.#inSync.has(network) || !this.endpoints.networks().has(network)))
+      (this.#heard() && (this.#inSync.has(network) || !this.endpoints.networks().has(network)))
     );
   }
 }

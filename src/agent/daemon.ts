@@ -43,7 +43,7 @@ const JOIN_RETRY_MIN_MS = 500;
 const JOIN_RETRY_MAX_MS = 15_000;
 const JOIN_TIMEOUT_MS = 5_000;
 /** How often the living members' addresses are written down, for the next start. */
-const REMEMBER_PEERS_MS = 10_000;
+const REMEMBER_PEERS_MS = 1_000;
 /** How often namespaces of commands that ended without saying goodbye are looked for. */
 const ORPHANS_MS = 2_000;
 const LEAVE_TIMEOUT_MS = 5_000;
@@ -155,8 +155,9 @@ async function runLocked(
         });
   const control = await ControlServer.listen(join(config.runDir, "netagent.sock"), handlers, log);
   const peersFile = join(config.dataDir, "peers.json");
+  const rememberPeers = peersRecorder(peersFile, loop);
   const timers = [
-    setInterval(() => rememberPeers(peersFile, loop), REMEMBER_PEERS_MS),
+    setInterval(rememberPeers, REMEMBER_PEERS_MS),
     setInterval(() => void removeOrphans(agent, log), ORPHANS_MS),
   ];
   const stopping = new AbortController();
@@ -177,7 +178,7 @@ async function runLocked(
 
   stopping.abort();
   for (const timer of timers) clearInterval(timer);
-  rememberPeers(peersFile, loop);
+  rememberPeers();
   await Promise.all([control.close(), metrics?.close(), joining]);
   await leave(agent);
   paths.close();
@@ -373,10 +374,16 @@ function loadEndpoints(path: string): Endpoints {
   }
 }
 
-function rememberPeers(path: string, loop: GossipLoop): void {
-  const addresses = aliveAddresses(loop.node.swim.members(), loop.node.name);
-  // An empty list would make the next start believe that it is the first node.
-  if (addresses.length > 0) writeAtomically(path, JSON.stringify(addresses.slice(0, 64)));
+/** Writes only what is new. An empty list is not: it would make the next start believe that it is the first node. */
+function peersRecorder(path: string, loop: GossipLoop): () => void {
+  let written = "";
+  return () => {
+    const addresses = aliveAddresses(loop.node.swim.members(), loop.node.name).slice(0, 64);
+    const text = JSON.stringify(addresses);
+    if (addresses.length === 0 || text === written) return;
+    writeAtomically(path, text);
+    written = text;
+  };
 }
 
 function readPeers(path: string): SocketAddr[] {

@@ -251,7 +251,9 @@ export class MeshRunner implements Dependent {
     const now = this.#agent.loop.now();
     if (!ready) this.#legReadySince = undefined;
     else if (this.#legReadySince === undefined) {
-      this.#legReadySince = now;
+      // A leg of our former life is known since then: the rules stay what they are.
+      const adopted = now - this.#agent.startedAt < LEG_KNOWN_MS;
+      this.#legReadySince = adopted ? now - LEG_KNOWN_MS : now;
       setTimeout(() => this.refresh(), LEG_KNOWN_MS + BREATH_MS).unref();
     }
     const vteps = new Set(this.#agent.config.dataPathAddrs);
