@@ -72,3 +72,54 @@ async function dropVxlan(host: Host, direction: "input" | "output"): Promise<voi
   await host.run("nft", `add chain inet fault ${direction} { type filter hook ${direction} priority 0; }`);
   await host.run("nft", `add rule inet fault ${direction} udp dport 4789 drop`);
 }
+
+type Doctor = {
+  ok: boolean;
+  checks: { name: string; subject: string; status: string; detail: string; cure?: string }[];
+};
+
+scenario("the doctor finds all well, and names each fault with its cure and exit code 1", async (lab) => {
+  const [node1, node2, node3] = await swarmWithEndpoints(lab);
+  const well = await waitFor("a doctor without complaints", () => examine(node1), {
+    withinMs: 20_000,
+    until: ({ report }) => report.checks.every((check) => check.status === "ok"),
+  });
+  assert.equal(well.code, 0);
+  assert.deepEqual(
+    [...new Set(well.report.checks.map((check) => check.name))].sort().join(" "),
+    "address-space clock data-path drift duplicate-address forwarding gossip-tcp gossip-udp kernel keys mtu ports reconciler",
+  );
+
+  await dropVxlan(node2, "input");
+  const blocked = await examine(node1);
+  assert.equal(blocked.code, 1);
+  const path = blocked.report.checks.find((check) => check.name === "data-path" && check.subject === "node2");
+  assert.match(path?.detail ?? "", /we hear them, they do not hear us/);
+  assert.match(path?.cure ?? "", /UDP port 4789 through towards node2/);
+  await node2.run("nft", "delete", "table", "inet", "fault");
+
+  lab.setMtu(node3, 1400);
+  const small = await examine(node1);
+  assert.equal(small.code, 1);
+  assert.match(small.report.checks.find((check) => check.status === "failed")?.cure ?? "", /--mtu 135\d/);
+  lab.setMtu(node3, 1500);
+
+  // Another hand: an entry that nobody can take away is repaired, and both are in the events.
+  const { id } = await node1.ctlJson<{ id: string }>("network", "inspect", "blue");
+  const pin = `${node1.runFolder}/netns/ov-${id}`;
+  await node1.exec(["nsenter", `--net=${pin}`, "sh", "-c", "ip neigh flush all nud permanent dev vxlan0"]);
+  await waitFor("the repair", () => node1.ctl("events", "--since", "1m", "--no-follow"), {
+    withinMs: 10_000,
+    until: (events) => /repair {2}blue/.test(events),
+  });
+  const healed = await waitFor("a doctor without complaints", () => examine(node2), {
+    withinMs: 20_000,
+    until: ({ report }) => report.ok,
+  });
+  assert.equal(healed.code, 0);
+});
+
+async function examine(host: Host): Promise<{ code: number | null; report: Doctor }> {
+  const { code, stdout } = await host.netctl("-o", "json", "doctor");
+  return { code, report: JSON.parse(stdout) as Doctor };
+}

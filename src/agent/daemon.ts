@@ -25,6 +25,7 @@ import { readIfPresent, writeAtomically } from "./atomic-file.ts";
 import { loadConfig, type Config } from "./config.ts";
 import { ControlServer } from "./control-server.ts";
 import { DnsRunner } from "./dns-runner.ts";
+import { Doctor } from "./doctor.ts";
 import { Endpoints } from "./endpoints.ts";
 import { GossipLoop, type AgentEffect } from "./gossip-loop.ts";
 import { createHandlers } from "./handlers.ts";
@@ -115,6 +116,7 @@ async function runLocked(
   const dns = new DnsRunner(agent, random);
   const paths = new PathRunner(agent, random, underlayMtu);
   agent.dependents.push(mesh, dns, paths);
+  const doctor = new Doctor({ agent, views, mesh, paths, underlayMtu });
   views.dataPath = (vtep) => paths.health(vtep);
   const keyring = new Keys(agent, (text) => writeAtomically(config.keyringFile, text));
   agent.onQuestion = questionsOf({
@@ -122,6 +124,7 @@ async function runLocked(
       const { operation, key } = keyQuestion.parse(body);
       return keyring.apply(operation, key);
     },
+    doctor: () => doctor.report(),
     path: (body) => paths.answer(pathQuestion.parse(body)),
   });
   const handlers = createHandlers({
@@ -140,7 +143,7 @@ async function runLocked(
           ...(port.address === undefined ? {} : { address: parseIp(port.address) }),
         })),
       ),
-    doctor: () => Promise.reject(new NetError("not-yet", "doctor: not built yet")),
+    doctor: () => doctor.examine(),
   });
   const metrics =
     config.metricsAddr === undefined

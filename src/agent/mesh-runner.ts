@@ -58,6 +58,7 @@ export class MeshRunner implements Dependent {
   #flows: readonly FlowGroup[] = [];
   #legReadySince: number | undefined;
   #portProblem = "";
+  #taken: readonly NodePort[] = [];
 
   constructor(agent: Agent) {
     this.#agent = agent;
@@ -101,6 +102,19 @@ export class MeshRunner implements Dependent {
       if (steps !== undefined) views.push({ network: "mesh", steps });
     }
     return views;
+  }
+
+  /** What the last round failed at; undefined when it did not. */
+  get problem(): NetError | undefined {
+    return this.#problem;
+  }
+
+  /** Published ports that processes here hold, one line each. */
+  get heldPorts(): string[] {
+    return this.#taken.flatMap((port) => {
+      const holder = this.#guard.holderOf(port);
+      return holder === undefined ? [] : [`${holderText(holder)} and gets nothing`];
+    });
   }
 
   /** @throws NetError `port-taken` naming the process that would lose a port. */
@@ -197,7 +211,9 @@ export class MeshRunner implements Dependent {
       this.#namespace(path)?.conntrack.purge(purges);
     this.#flows = desired.flows;
     this.#relay.update(desired.served);
-    for (const port of this.#guard.reserve(desired.served.flat()))
+    const taken = this.#guard.reserve(desired.served.flat());
+    this.#taken = taken;
+    for (const port of taken)
       this.#reportPort(
         `port ${port.port}/${port.protocol} is published, but a process here holds it and gets nothing`,
       );

@@ -1,0 +1,379 @@
+/** What the doctor says, from what was found: pure, so that every fault can be tested without having it. */
+import type { DoctorView } from "./control-protocol.ts";
+
+export type Check = DoctorView["checks"][number];
+
+/** What a node says about itself when asked. */
+export interface NodeReport {
+  /** Wall clock, milliseconds since 1970. */
+  readonly wallMs: number;
+  /** Fingerprints, the sealing key first. */
+  readonly keys: readonly string[];
+  /** What the kernel has otherwise than the tables say, and still had a moment later. */
+  readonly drift: readonly { readonly subject: string; readonly steps: readonly string[] }[];
+  /** What the reconcilers fail at just now. */
+  readonly problems: readonly { readonly subject: string; readonly text: string }[];
+  /** Published ports that a process there holds. */
+  readonly heldPorts: readonly string[];
+  /** Addresses that two rows claim. */
+  readonly duplicates: readonly string[];
+  /** Kernel features that are missing. */
+  readonly missing: readonly {
+    readonly name: string;
+    readonly needed: boolean;
+    readonly detail: string;
+    readonly cure: string;
+  }[];
+  /** It enters published ports and does not forward. */
+  readonly forwardingOff: boolean;
+  /** Others' base chains that drop by default: `input` or `forward`, and the table. */
+  readonly droppingChains: readonly { readonly hook: string; readonly table: string }[];
+}
+
+export interface PeerFinding {
+  readonly name: string;
+  readonly address: string;
+  readonly state: "alive" | "suspect" | "dead" | "left";
+  /** Of gossip over UDP. */
+  readonly rttMs: number | null;
+  /** Undefined for members that are no netagent. */
+  readonly answer:
+    | { readonly report: NodeReport; readonly sentMs: number; readonly receivedMs: number }
+    | { readonly error: string }
+    | undefined;
+  readonly dataPath: "ok" | "blocked" | "unknown";
+  readonly dataPathDetail: string;
+  readonly mtu: number | null;
+}
+
+export interface Findings {
+  readonly node: string;
+  readonly self: NodeReport;
+  readonly peers: readonly PeerFinding[];
+  readonly gossipPort: number;
+  readonly dataPathPort: number;
+  /** Largest inner packet our own underlay takes. */
+  readonly fullSize: number;
+  /** Why nobody is probed. */
+  readonly pathProblem: string | undefined;
+  readonly networks: readonly {
+    readonly name: string;
+    readonly total: number;
+    readonly used: number;
+    readonly conflict: string | undefined;
+  }[];
+}
+
+/** From this share on an address space is about to run out. */
+const SPACE_WARNING = 0.8;
+/** Clocks that differ by more make events and certificates hard to follow. */
+const CLOCK_WARNING_MS = 2_000;
+const STEPS_SHOWN = 3;
+
+/** One line a check; what is well of many nodes is one line, what is wrong a line each. */
+export function diagnose(findings: Findings): DoctorView {
+  const checks = [
+    ...checkFeatures(findings),
+    ...findings.peers.flatMap((peer) => [
+      ...checkGossip(peer, findings),
+      ...checkDataPath(peer, findings),
+      ...checkMtu(peer, findings),
+    ]),
+    ...eachNode(findings, "drift", "the kernel agrees with the tables", (report) =>
+      report.drift.map(({ subject, steps }) => ({
+        text: `${subject}: ${steps.slice(0, STEPS_SHOWN).join("; ")}${steps.length > STEPS_SHOWN ? `; and ${steps.length - STEPS_SHOWN} more` : ""}`,
+        cure: "it is repaired within seconds; if it comes back, find who changes it (netctl events)",
+      })),
+    ),
+    ...eachNode(findings, "reconciler", "nothing is failing", (report) =>
+      report.problems.map(({ subject, text }) => ({
+        text: `${subject}: ${text}`,
+        cure: "mend what the message names; the agent tries on",
+      })),
+    ),
+    ...eachNode(findings, "ports", "no published port is held by a process", (report) =>
+      report.heldPorts.map((text) => ({ text, cure: "stop that process or publish another port" })),
+    ),
+    ...eachNode(findings, "forwarding", "packets are forwarded where that is needed", (report) =>
+      report.forwardingOff
+        ? [
+            {
+              text: "published ports enter here, and ip_forward is 0",
+              cure: "sysctl -w net.ipv4.ip_forward=1",
+            },
+          ]
+        : [],
+    ),
+    ...checkFirewall(findings),
+    ...checkDuplicates(findings),
+    ...checkSpace(findings),
+    ...checkConflicts(findings),
+    ...checkKeys(findings),
+    ...checkClocks(findings),
+  ];
+  return { ok: checks.every((check) => check.status !== "failed"), checks };
+}
+
+function checkFeatures({ node, self }: Findings): Check[] {
+  if (self.missing.length === 0)
+    return [{ name: "kernel", subject: node, status: "ok", detail: "has every feature that is used" }];
+  return self.missing.map(({ name, needed, detail, cure }) => ({
+    name: "kernel",
+    subject: node,
+    status: needed ? "failed" : "warning",
+    detail: `${name} is missing: ${detail}`,
+    cure,
+  }));
+}
+
+function checkGossip(peer: PeerFinding, { gossipPort }: Findings): Check[] {
+  const { name, state, rttMs, answer } = peer;
+  const where = `${name} (${peer.address})`;
+  if (state === "dead")
+    return [
+      {
+        name: "gossip-udp",
+        subject: where,
+        status: "failed",
+        detail: "dead: it answers nobody",
+        cure: `start netagent there, or netctl node rm ${name}`,
+      },
+    ];
+  const open = `open UDP and TCP port ${gossipPort} between the two, in both directions`;
+  const udp: Check =
+    state === "suspect"
+      ? { name: "gossip-udp", subject: where, status: "failed", detail: "suspected: probes fail", cure: open }
+      : rttMs === null
+        ? {
+            name: "gossip-udp",
+            subject: where,
+            status: "warning",
+            detail: "no round trip measured yet",
+            cure: `wait a moment; else ${open}`,
+          }
+        : { name: "gossip-udp", subject: where, status: "ok", detail: `round trip ${rttMs.toFixed(1)} ms` };
+  if (answer === undefined) return [udp];
+  const tcp: Check =
+    "error" in answer
+      ? {
+          name: "gossip-tcp",
+          subject: where,
+          status: "failed",
+          detail: answer.error,
+          cure: `open TCP port ${gossipPort} between the two, in both directions`,
+        }
+      : {
+          name: "gossip-tcp",
+          subject: where,
+          status: "ok",
+          detail: `answered in ${Math.round(answer.receivedMs - answer.sentMs)} ms`,
+        };
+  return [udp, tcp];
+}
+
+function checkDataPath(peer: PeerFinding, { node, dataPathPort, pathProblem }: Findings): Check[] {
+  if (peer.state !== "alive" || peer.answer === undefined) return [];
+  const check = { name: "data-path", subject: peer.name };
+  switch (peer.dataPath) {
+    case "ok":
+      return [{ ...check, status: "ok", detail: `UDP ${dataPathPort} passes both ways` }];
+    case "unknown":
+      return [
+        {
+          ...check,
+          status: "warning",
+          detail: pathProblem ?? (peer.dataPathDetail || "not probed"),
+          cure:
+            pathProblem === undefined
+              ? "update netagent there if it is older"
+              : "mend what the message names",
+        },
+      ];
+    case "blocked": {
+      const where = peer.dataPathDetail.includes("we do not hear")
+        ? `towards ${node}: look at the firewall of ${node} and what is between`
+        : peer.dataPathDetail.includes("they do not hear")
+          ? `towards ${peer.name}: look at the firewall of ${peer.name} and what is between`
+          : `between ${node} and ${peer.name}`;
+      return [
+        {
+          ...check,
+          status: "failed",
+          detail: `blocked: ${peer.dataPathDetail}`,
+          cure: `let UDP port ${dataPathPort} through ${where}`,
+        },
+      ];
+    }
+  }
+}
+
+function checkMtu(peer: PeerFinding, { fullSize }: Findings): Check[] {
+  const { mtu } = peer;
+  if (peer.dataPath !== "ok" || mtu === null) return [];
+  if (mtu >= fullSize)
+    return [{ name: "mtu", subject: peer.name, status: "ok", detail: `${mtu} bytes get through` }];
+  return [
+    {
+      name: "mtu",
+      subject: peer.name,
+      status: "failed",
+      detail: `${peer.dataPathDetail}: ping works, large transfers hang`,
+      cure: `make the underlay's MTU the same everywhere, or create networks with --mtu ${mtu}`,
+    },
+  ];
+}
+
+/** A line for each fault on each node, this one first; one line when nobody has any. */
+function eachNode(
+  findings: Findings,
+  name: string,
+  fine: string,
+  faults: (report: NodeReport) => readonly { readonly text: string; readonly cure: string }[],
+): Check[] {
+  const reports = allReports(findings);
+  const bad = reports.flatMap(({ node, report }): Check[] =>
+    faults(report).map(({ text, cure }) => ({ name, subject: node, status: "failed", detail: text, cure })),
+  );
+  return bad.length > 0 ? bad : [{ name, subject: nodesText(reports.length), status: "ok", detail: fine }];
+}
+
+function checkFirewall(findings: Findings): Check[] {
+  const { node, self, peers, dataPathPort } = findings;
+  const deaf = peers.some(
+    (peer) => peer.dataPath === "blocked" && !peer.dataPathDetail.includes("they do not hear"),
+  );
+  return self.droppingChains.flatMap(({ hook, table }): Check[] => {
+    if (hook === "input" && !deaf) return [];
+    const cure =
+      hook === "input"
+        ? `accept udp dport ${dataPathPort} there`
+        : "accept `ct status dnat` there, or published ports reach no backend";
+    return [
+      {
+        name: "firewall",
+        subject: node,
+        status: "warning",
+        detail: `table ${table} drops in hook ${hook} by default`,
+        cure,
+      },
+    ];
+  });
+}
+
+function checkDuplicates(findings: Findings): Check[] {
+  const found = new Set(allReports(findings).flatMap(({ report }) => report.duplicates));
+  if (found.size === 0)
+    return [
+      {
+        name: "duplicate-address",
+        subject: "networks",
+        status: "ok",
+        detail: "every address is claimed once",
+      },
+    ];
+  return [...found].map((text) => ({
+    name: "duplicate-address",
+    subject: "networks",
+    status: "failed",
+    detail: text,
+    cure: "netctl detach one of the two and attach it again",
+  }));
+}
+
+function checkSpace({ networks }: Findings): Check[] {
+  const tight = networks.filter(({ used, total }) => total > 0 && used / total >= SPACE_WARNING);
+  if (tight.length === 0)
+    return [{ name: "address-space", subject: "networks", status: "ok", detail: "every network has room" }];
+  return tight.map(({ name, used, total }) => ({
+    name: "address-space",
+    subject: name,
+    status: used >= total ? "failed" : "warning",
+    detail: `${used} of ${total} addresses are used (${Math.floor((100 * used) / total)} %)`,
+    cure: "create a network with a larger --subnet, or detach what is not needed",
+  }));
+}
+
+function checkConflicts({ networks }: Findings): Check[] {
+  return networks.flatMap(({ name, conflict }): Check[] =>
+    conflict === undefined
+      ? []
+      : [
+          {
+            name: "definitions",
+            subject: name,
+            status: "failed",
+            detail: conflict,
+            cure: "remove one of the two",
+          },
+        ],
+  );
+}
+
+function checkKeys(findings: Findings): Check[] {
+  const reports = allReports(findings);
+  const own = findings.self.keys;
+  const differing = reports.filter(({ report }) => !sameRing(report.keys, own));
+  if (differing.length === 0) {
+    const detail =
+      own.length === 0
+        ? "gossip is not encrypted"
+        : `all have ${own.length} key(s), sealing with ${own[0] ?? ""}`;
+    return [{ name: "keys", subject: nodesText(reports.length), status: "ok", detail }];
+  }
+  return differing.map(({ node, report }) => ({
+    name: "keys",
+    subject: node,
+    status: "failed",
+    detail: `has ${ringText(report.keys)}, ${findings.node} has ${ringText(own)}`,
+    cure: "netctl keys install the missing key, then netctl keys use the one that shall seal",
+  }));
+}
+
+function checkClocks(findings: Findings): Check[] {
+  const checks: Check[] = [];
+  let asked = 0;
+  for (const { name, answer } of findings.peers) {
+    if (answer === undefined || "error" in answer) continue;
+    asked++;
+    // Its clock was read some time between question and answer: only what is outside that counts.
+    const { wallMs } = answer.report;
+    const offMs = Math.max(0, wallMs - answer.receivedMs, answer.sentMs - wallMs);
+    if (offMs < CLOCK_WARNING_MS) continue;
+    checks.push({
+      name: "clock",
+      subject: name,
+      status: "warning",
+      detail: `differs from ${findings.node}'s by ${(offMs / 1000).toFixed(1)} s`,
+      cure: "run chrony or systemd-timesyncd on both",
+    });
+  }
+  return checks.length > 0 || asked === 0
+    ? checks
+    : [{ name: "clock", subject: nodesText(asked + 1), status: "ok", detail: "wall clocks agree" }];
+}
+
+function allReports({
+  node,
+  self,
+  peers,
+}: Findings): { readonly node: string; readonly report: NodeReport }[] {
+  return [
+    { node, report: self },
+    ...peers.flatMap(({ name, answer }) =>
+      answer === undefined || "error" in answer ? [] : [{ node: name, report: answer.report }],
+    ),
+  ];
+}
+
+/** The order of keys that only open does not matter. */
+function sameRing(a: readonly string[], b: readonly string[]): boolean {
+  return a[0] === b[0] && [...a].sort().join() === [...b].sort().join();
+}
+
+function ringText(keys: readonly string[]): string {
+  return keys.length === 0 ? "no key" : keys.join(" ");
+}
+
+function nodesText(count: number): string {
+  return count === 1 ? "this node" : `${count} nodes`;
+}

@@ -1,0 +1,242 @@
+import { execFile } from "node:child_process";
+import { setTimeout as pause } from "node:timers/promises";
+import { z } from "zod";
+import { errorText, NetError } from "../base/error.ts";
+import type { NodeName } from "../base/id.ts";
+import { probeFeatures, type FeatureName } from "../kernel/features.ts";
+import { Netns } from "../kernel/netns.ts";
+import { overlayMtu } from "../overlay/desired.ts";
+import { formatStep } from "../overlay/plan.ts";
+import { peerRecordOf } from "../overlay/rows.ts";
+import { PEER_TABLE } from "../wire/networkdb/records.ts";
+import type { Agent } from "./agent.ts";
+import type { DoctorView } from "./control-protocol.ts";
+import { diagnose, type NodeReport, type PeerFinding } from "./diagnosis.ts";
+import { fingerprint } from "./keys.ts";
+import type { MeshRunner } from "./mesh-runner.ts";
+import type { PathRunner } from "./path-runner.ts";
+import type { Views } from "./views.ts";
+
+/** A plan with steps is looked at again after this: what is being done just now is no drift. */
+const SECOND_LOOK_MS = 400;
+const ASK_TIMEOUT_MS = 5_000;
+/** Lines of one kind in a report; a node with thousands of differences must not fill the answer. */
+const MAX_LINES = 50;
+const NFT_TIMEOUT_MS = 2_000;
+
+const lines = z.array(z.string().max(4096)).max(MAX_LINES);
+const reportSchema = z.object({
+  wallMs: z.number(),
+  keys: lines,
+  drift: z.array(z.object({ subject: z.string(), steps: lines })).max(MAX_LINES),
+  problems: z.array(z.object({ subject: z.string(), text: z.string() })).max(MAX_LINES),
+  heldPorts: lines,
+  duplicates: lines,
+  missing: z
+    .array(z.object({ name: z.string(), needed: z.boolean(), detail: z.string(), cure: z.string() }))
+    .max(MAX_LINES),
+  forwardingOff: z.boolean(),
+  droppingChains: z.array(z.object({ hook: z.string(), table: z.string() })).max(MAX_LINES),
+});
+const reply = z.union([z.object({ result: reportSchema }), z.object({ error: z.string() })]);
+
+export interface DoctorParts {
+  readonly agent: Agent;
+  readonly views: Views;
+  readonly mesh: MeshRunner;
+  readonly paths: PathRunner;
+  readonly underlayMtu: () => number;
+}
+
+/** Looks at this node, asks all others to look at themselves, and probes the way to each. */
+export class Doctor {
+  readonly #parts: DoctorParts;
+
+  constructor(parts: DoctorParts) {
+    this.#parts = parts;
+  }
+
+  /** A peer that does not answer is a line in the result, never a failure of the whole. */
+  async examine(): Promise<DoctorView> {
+    const { agent, views, paths } = this.#parts;
+    const { config } = agent;
+    const living = views.peers().filter((peer) => !peer.self && peer.state !== "left");
+    const [self, , ...answers] = await Promise.all([
+      this.report(),
+      paths.look(),
+      ...living.map((peer) => this.#ask(peer.id, peer.state)),
+    ]);
+    // Read again: the look has refreshed what is known of each path.
+    const after = new Map(views.peers().map((peer) => [peer.id, peer]));
+    const peers = living.map((before, index): PeerFinding => {
+      const peer = after.get(before.id) ?? before;
+      const { name, address, state, rttMs, dataPath, dataPathDetail, mtu } = peer;
+      return { name, address, state, rttMs, dataPath, dataPathDetail, mtu, answer: answers[index] };
+    });
+    const { state } = agent.loop.node;
+    return diagnose({
+      node: config.name,
+      self,
+      peers,
+      gossipPort: config.gossipPort,
+      dataPathPort: config.dataPathPort,
+      fullSize: overlayMtu(this.#parts.underlayMtu(), config.dataPathAddrs[0] ?? config.advertise.ip),
+      pathProblem: paths.problem,
+      networks: state.networks().map(({ id, name, conflicts }) => {
+        const use = state.ringUse(id);
+        const total = use?.size ?? 0;
+        return { name, total, used: total - (use?.free ?? 0), conflict: conflicts[0]?.text };
+      }),
+    });
+  }
+
+  /** What this node says about itself, also when a peer asks. */
+  async report(): Promise<NodeReport> {
+    const { agent, mesh } = this.#parts;
+    const { node } = agent.loop;
+    const problems = [...agent.reconciler.networks].flatMap((network) => {
+      const problem = agent.reconciler.problem(network);
+      return problem === undefined ? [] : [{ subject: agent.networkName(network), text: problem.message }];
+    });
+    if (mesh.problem !== undefined) problems.push({ subject: "mesh", text: mesh.problem.message });
+    const droppingChains = await readDroppingChains();
+    return {
+      wallMs: Date.now(),
+      keys: node.keys.map(fingerprint),
+      drift: (await this.#drift()).slice(0, MAX_LINES),
+      problems: problems.slice(0, MAX_LINES),
+      heldPorts: mesh.heldPorts.slice(0, MAX_LINES),
+      duplicates: this.#duplicates().slice(0, MAX_LINES),
+      missing: this.#missing(),
+      forwardingOff: this.#forwardingOff(),
+      droppingChains:
+        agent.endpoints.ingressLeg() === undefined
+          ? droppingChains.filter(({ hook }) => hook !== "forward")
+          : droppingChains,
+    };
+  }
+
+  async #ask(id: string, state: string): Promise<PeerFinding["answer"]> {
+    const { loop } = this.#parts.agent;
+    const name = [...loop.node.swim.members()].find(
+      (member) => member.state === state && loop.node.peer(member.name)?.id === id,
+    )?.name as NodeName | undefined;
+    if (name === undefined || state === "dead") return undefined;
+    const sentMs = Date.now();
+    try {
+      const answer = reply.parse(await loop.ask(name, { method: "doctor" }, ASK_TIMEOUT_MS));
+      if ("error" in answer) return { error: answer.error };
+      return { report: answer.result, sentMs, receivedMs: Date.now() };
+    } catch (error) {
+      return { error: error instanceof z.ZodError ? "answered something unintelligible" : errorText(error) };
+    }
+  }
+
+  async #drift(): Promise<{ subject: string; steps: string[] }[]> {
+    if (this.#differences().length === 0) return [];
+    await pause(SECOND_LOOK_MS);
+    return this.#differences();
+  }
+
+  #differences(): { subject: string; steps: string[] }[] {
+    const { agent, mesh } = this.#parts;
+    const found: { subject: string; steps: string[] }[] = [];
+    for (const network of agent.reconciler.networks) {
+      const subject = agent.networkName(network);
+      try {
+        const { steps } = agent.reconciler.plan(network);
+        if (steps.length > 0)
+          found.push({ subject, steps: steps.slice(0, MAX_LINES).map((step) => formatStep(network, step)) });
+      } catch (error) {
+        if (!(error instanceof NetError)) throw error;
+        found.push({ subject, steps: [error.message] });
+      }
+    }
+    try {
+      for (const { network, steps } of mesh.plan())
+        if (steps.length > 0) found.push({ subject: network, steps: steps.slice(0, MAX_LINES) });
+    } catch (error) {
+      if (!(error instanceof NetError)) throw error;
+      found.push({ subject: "mesh", steps: [error.message] });
+    }
+    return found;
+  }
+
+  /** Two living rows with one address; only networks this node is on are known here. */
+  #duplicates(): string[] {
+    const { agent } = this.#parts;
+    const { networkDb } = agent.loop.node;
+    const found: string[] = [];
+    for (const { network } of networkDb.attachments()) {
+      const owners = new Map<string, string[]>();
+      for (const row of networkDb.rows(network, PEER_TABLE)) {
+        const ip = peerRecordOf(row)?.endpointIp.ip;
+        if (ip === undefined) continue;
+        const who = `${row.key.slice(0, 12)} on ${agent.shownName(row.owner)}`;
+        owners.set(ip, [...(owners.get(ip) ?? []), who]);
+      }
+      for (const [ip, who] of owners)
+        if (who.length > 1) found.push(`${ip} on ${agent.networkName(network)}: ${who.sort().join(" and ")}`);
+    }
+    return found;
+  }
+
+  #missing(): NodeReport["missing"][number][] {
+    const { config, dataplane } = this.#parts.agent;
+    const features = probeFeatures(config.runDir);
+    const hasMacvlan = features.some(({ name, present }) => name === "macvlan" && present);
+    const kernel = dataplane.kind === "kernel";
+    const irrelevant = new Set<FeatureName>([
+      ...(hasMacvlan ? (["bridge", "veth"] as const) : []),
+      ...(kernel ? (["tun"] as const) : (["vxlan", "macvlan"] as const)),
+    ]);
+    return features
+      .filter(({ name, present }) => !present && !irrelevant.has(name))
+      .map(({ name, detail, cure }) => ({ name, needed: name !== "macvlan", detail, cure }));
+  }
+
+  #forwardingOff(): boolean {
+    if (this.#parts.agent.endpoints.ingressLeg() === undefined) return false;
+    using host = Netns.current();
+    return host.readSysctl("net.ipv4.ip_forward") === "0";
+  }
+}
+
+const nftChains = z.object({
+  nftables: z.array(
+    z.object({
+      chain: z
+        .object({
+          family: z.string(),
+          table: z.string(),
+          hook: z.string().optional(),
+          policy: z.string().optional(),
+        })
+        .optional(),
+    }),
+  ),
+});
+
+/** Others' chains that drop what no rule of theirs accepts. Without `nft` there is nothing to say. */
+async function readDroppingChains(): Promise<{ hook: string; table: string }[]> {
+  const text = await new Promise<string>((resolve) =>
+    execFile("nft", ["-j", "list", "chains"], { timeout: NFT_TIMEOUT_MS }, (error, stdout) =>
+      resolve(error === null ? stdout : ""),
+    ),
+  );
+  try {
+    return nftChains
+      .parse(JSON.parse(text))
+      .nftables.flatMap(({ chain }) =>
+        chain?.policy === "drop" &&
+        chain.table !== "netagent" &&
+        (chain.hook === "input" || chain.hook === "forward") &&
+        chain.family !== "bridge"
+          ? [{ hook: chain.hook, table: `${chain.family} ${chain.table}` }]
+          : [],
+      )
+      .slice(0, MAX_LINES);
+  } catch {
+    return [];
+  }
+}
