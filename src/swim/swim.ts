@@ -433,7 +433,9 @@ export class Swim {
     for (const waiting of this.#context.queue.takeDone()) this.#announcements.broadcast(waiting);
     effects.push(...this.#context.takeEffects());
     this.#gossip.notice(now);
-    this.#expectedAt = this.#earliestDeadline();
+    // A confirmed suspicion may be overdue by now: that is not lateness of ours.
+    const deadline = this.#earliestDeadline();
+    this.#expectedAt = deadline === undefined || deadline >= now ? deadline : now;
     return effects;
   }
 

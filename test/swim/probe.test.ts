@@ -218,3 +218,21 @@ test("a suspect that stays silent is dead when its time is up, not earlier", () 
   const left = one(node.advance(300), "member-left");
   assert.deepEqual(left.reason, { why: "timeout", confirmations: 0 });
 });
+
+test("a verdict that confirmations make overdue is no stall of ours", () => {
+  const node = new LoneNode();
+  node.meet(8);
+  const accuse = (from: number): void =>
+    void node.hear(from, { type: "suspect", incarnation: 1, node: "n1", from: `n${from}` });
+  accuse(2);
+  for (let waited = 0; waited < 8_000; waited += 100) {
+    const { target, seqNo } = node.untilProbe();
+    if (target !== 1) node.hear(target, { type: "ack", seqNo, payload: NO_PAYLOAD });
+    waited += 1_000;
+  }
+  accuse(3);
+  accuse(4);
+  node.advance(2_000);
+  assert.equal(node.swim.counters["stall.count"], undefined);
+  assert.equal(node.swim.member("n1")?.state, "dead");
+});
