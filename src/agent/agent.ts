@@ -15,17 +15,8 @@ import {
   type LinkKind,
   type OverlayNetwork,
 } from "../overlay/desired.ts";
-import { INGRESS_HOST_LINK } from "../overlay/naming.ts";
 import { formatStep } from "../overlay/plan.ts";
-import {
-  diffOwnRows,
-  INGRESS_ENDPOINT_NAME,
-  ownRows,
-  rowKey,
-  remotePeers,
-  type OwnEndpoint,
-  type OwnRow,
-} from "../overlay/rows.ts";
+import { diffOwnRows, ownRows, rowKey, remotePeers, type OwnEndpoint, type OwnRow } from "../overlay/rows.ts";
 import type { NetworkView, ServiceView } from "../state/state.ts";
 import { INGRESS } from "../state/ingress.ts";
 import type { LeaveReason } from "../swim/boundary.ts";
@@ -35,6 +26,7 @@ import type { Config } from "./config.ts";
 import type { Endpoints, EndpointRecord } from "./endpoints.ts";
 import { EventLog } from "./event-log.ts";
 import type { AgentEffect, GossipLoop } from "./gossip-loop.ts";
+import { IngressLegs } from "./ingress-legs.ts";
 import type { Logger } from "./log.ts";
 import { Reconciler } from "./reconciler.ts";
 import type { Sandboxes } from "./sandboxes.ts";
@@ -78,6 +70,7 @@ export class Agent {
   readonly startedAt: Instant;
   readonly dependents: Dependent[] = [];
   readonly #parts: AgentParts;
+  readonly #legs: IngressLegs;
   readonly #inSync = new Set<NetworkId>();
   /** Rows we have put and not deleted. */
   readonly #published = new Map<string, OwnRow>();
@@ -97,6 +90,7 @@ export class Agent {
     this.sandboxes = parts.sandboxes;
     this.dataplane = parts.dataplane;
     this.startedAt = this.loop.now();
+    this.#legs = new IngressLegs(this);
     this.reconciler = new Reconciler({
       dataplane: parts.dataplane,
       desired: (network) => this.desired(network),
@@ -316,6 +310,10 @@ export class Agent {
     await this.loop.request({ type: "release", network: record.network, address: record.ip });
   }
 
+  get closed(): boolean {
+    return this.#closed;
+  }
+
   close(): void {
     this.#closed = true;
     this.reconciler.close();
@@ -399,7 +397,7 @@ export class Agent {
     do {
       this.#refreshAgain = false;
       try {
-        await this.#ensureIngress();
+        await this.#legs.ensure();
       } catch (error) {
         if (!(error instanceof NetError)) throw error;
         this.log.warn({ code: error.code }, `ingress: ${error.message}`);
@@ -409,80 +407,6 @@ export class Agent {
       if (this.#closed) return;
       this.publish();
     } while (this.#refreshAgain);
-  }
-
-  /**
-   * While any service publishes a port in ingress mode every node has a leg in the ingress network, and every backend
-   * of such a service a second interface in it.
-   */
-  async #ensureIngress(): Promise<void> {
-    const ingress = this.loop.node.state.network(INGRESS.id);
-    if (ingress === undefined) return;
-    const publishing = this.loop.node.state
-      .services()
-      .filter((service) => service.ports.some((port) => port.mode === "ingress"));
-    const leg = this.endpoints.ingressLeg();
-    if (publishing.length > 0 && leg === undefined) {
-      await this.#addLeg(ingress, {
-        kind: "ingress-leg",
-        name: INGRESS_ENDPOINT_NAME,
-        ifname: INGRESS_HOST_LINK,
-        sandbox: { type: "host" },
-        aliases: [],
-      });
-    }
-    const ids = new Set(publishing.map((service) => service.id));
-    for (const record of this.endpoints.all()) {
-      const backs = record.kind === "user" && record.service !== undefined && ids.has(record.service);
-      if (
-        backs &&
-        !this.endpoints.leaving.has(record.id) &&
-        this.endpoints.backendLeg(record.id) === undefined
-      ) {
-        await this.#addLeg(ingress, {
-          kind: "backend-leg",
-          parent: record.id,
-          name: record.name,
-          ifname: this.#freeInterfaceName(record),
-          sandbox: record.sandbox,
-          aliases: [],
-          ...(record.service === undefined ? {} : { service: record.service }),
-        });
-      }
-      const orphan =
-        record.kind === "backend-leg" && (record.service === undefined || !ids.has(record.service));
-      if (orphan) await this.drop(record, 5_000);
-    }
-    if (publishing.length === 0 && leg !== undefined) await this.drop(leg, 5_000);
-  }
-
-  async #addLeg(
-    ingress: NetworkView,
-    parts: Omit<EndpointRecord, "id" | "network" | "ip" | "prefixLength" | "mac">,
-  ): Promise<void> {
-    const record = await this.allocate(ingress, parts);
-    const gone = parts.parent !== undefined && this.endpoints.get(parts.parent) === undefined;
-    if (this.#closed || gone) {
-      await this.loop.request({ type: "release", network: ingress.id, address: record.ip });
-      return;
-    }
-    this.endpoints.put(record);
-    this.publish();
-    await this.reconciler.settled(ingress.id, 5_000);
-    this.endpoints.ready.add(record.id);
-  }
-
-  /** `eth1` and so on: the first name no interface of ours in that sandbox has. */
-  #freeInterfaceName(record: EndpointRecord): string {
-    const { sandbox } = record;
-    const path = sandbox.type === "netns" ? sandbox.path : "";
-    const taken = new Set(
-      this.endpoints
-        .all()
-        .filter((one) => one.sandbox.type === "netns" && one.sandbox.path === path)
-        .map((one) => one.ifname),
-    );
-    for (let index = 1; ; index++) if (!taken.has(`eth${index}`)) return `eth${index}`;
   }
 
   #syncAttachments(): void {
