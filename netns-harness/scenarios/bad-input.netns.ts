@@ -1,0 +1,194 @@
+import assert from "node:assert/strict";
+import { mkdirSync, symlinkSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import type { CommandResult } from "../command.ts";
+import { attach, kernelAgrees, reaches } from "../endpoints.ts";
+import type { Host } from "../host.ts";
+import { aliveNames } from "../lab.ts";
+import { hostObjects } from "../observe.ts";
+import { program } from "../place.ts";
+import { scenario } from "../scenario.ts";
+import { holds, waitFor } from "../wait.ts";
+
+scenario(
+  "what cannot be done is refused in one line that names it, and nothing is half done",
+  async (lab) => {
+    const [node1, node2] = await lab.swarm(2);
+    assert.ok(node1 && node2);
+    await node1.ctl("network", "create", "blue", "--subnet", "10.7.0.0/24");
+    await attach(lab, node1, "blue", "taken", "--ip", "10.7.0.9");
+    const box = lab.sandbox(node1, "box");
+    const before = await whole(node1);
+    const attachBox = ["attach", "--netns", box.netns, "--network"];
+    for (const [args, named] of [
+      [[...attachBox, "nowhere"], /nowhere/],
+      [[...attachBox, "blue", "--ip", "10.7.0.9"], /10\.7\.0\.9/],
+      [
+        [...attachBox, "blue", "--ip", "10.8.0.9"],
+        /10\.8\.0\.9.*10\.7\.0\.0\/24|10\.7\.0\.0\/24.*10\.8\.0\.9/,
+      ],
+      [[...attachBox, "blue", "--ip", "10.7.0.1"], /10\.7\.0\.1/],
+      [[...attachBox, "blue", "--ip", "10.7.0.0"], /10\.7\.0\.0/],
+      [[...attachBox, "blue", "--ip", "10.7.0.255"], /10\.7\.0\.255/],
+      [[...attachBox, "blue", "--ip", "ten"], /ten/],
+      [[...attachBox, "blue", "--service", "nothing"], /nothing/],
+      [["attach", "--network", "blue", "--netns", "no-such-namespace"], /no-such-namespace/],
+      [["attach", "--network", "blue", "--pid", "4194304"], /4194304/],
+      [["detach", "nobody"], /nobody/],
+      [["network", "create", "blue"], /blue/],
+      [
+        ["network", "create", "over", "--subnet", "10.7.0.128/25"],
+        /10\.7\.0\.128\/25.*blue|blue.*10\.7\.0\.128\/25/,
+      ],
+      [["network", "create", "over", "--subnet", "10.7.0.0/16"], /blue/],
+      [["network", "create", "bad", "--subnet", "10.300.0.0/24"], /10\.300\.0\.0\/24/],
+      [["network", "create", "bad", "--subnet", "10.9.0.0/33"], /10\.9\.0\.0\/33/],
+      [["network", "create", "bad", "--subnet", "10.9.0.7/24"], /10\.9\.0\.7\/24/],
+      [["network", "create", "bad", "--subnet", "127.0.0.0/24"], /127\.0\.0\.0\/24/],
+      [["network", "create", "bad", "--subnet", "192.168.1.0/24"], /192\.168\.1\.0\/24/],
+      [["network", "create", "bad", "--subnet", "10.9.0.0/24", "--gateway", "10.8.0.1"], /10\.8\.0\.1/],
+      [["network", "create", "bad", "--vni", "16777216"], /16777216/],
+      [["network", "create", "no spaces"], /name/],
+      [["network", "rm", "blue"], /blue.*(endpoint|taken|in use)/],
+      [["network", "rm", "ingress"], /ingress/],
+      [["network", "inspect", "nowhere"], /nowhere/],
+      [["service", "rm", "nothing"], /nothing/],
+      [["service", "create", "web", "--network", "nowhere"], /nowhere/],
+      [["node", "update", "node9", "--availability", "drain"], /node9/],
+      [["keys", "install", "short"], /key/i],
+    ] as const) {
+      refused(await node1.netctl(...args), 1, named);
+    }
+    assert.deepEqual(await whole(node1), before);
+    assert.equal(
+      (await box.run("ip", "-brief", "link")).trim().split("\n").length,
+      1,
+      "the sandbox is untouched",
+    );
+  },
+);
+
+scenario("wrong usage is told apart: exit code 2", async (lab) => {
+  const [node1] = await lab.swarm(1);
+  assert.ok(node1);
+  for (const args of [
+    ["nonsense"],
+    ["network", "create"],
+    ["attach", "--network", "blue"],
+    ["peers", "--no-such-flag"],
+    ["peers", "-o", "yaml"],
+    ["node", "update", "node1", "--availability", "asleep"],
+  ]) {
+    assert.equal((await node1.netctl(...args)).code, 2, args.join(" "));
+  }
+});
+
+scenario("without an agent netctl says so: exit code 3", async (lab) => {
+  const node1 = lab.host("node1", "192.168.1.104");
+  const result = await node1.netctl("peers");
+  refused(result, 3, /netagent\.sock/);
+});
+
+scenario("an agent that cannot start says why in one line and changes nothing", async (lab) => {
+  const node1 = lab.host("node1", "192.168.1.104");
+  const badKey = join(node1.folder, "bad.toml");
+  writeFileSync(badKey, 'advertize-addr = "192.168.1.104"\n');
+  const wrong: string[] = [];
+  for (const [flags, named] of [
+    [["--gossip-key", "c2hvcnQ="], /gossip.key/],
+    [["--advertise-addr", "203.0.113.7"], /203\.0\.113\.7/],
+    [["--advertise-addr", "nowhere0"], /nowhere0/],
+    [["--data-path-addr", "no"], /data-path-addr/],
+    [["--gossip-port", "70000"], /70000|port/],
+    [["--config", "/no/such/file"], /\/no\/such\/file/],
+    [["--config", badKey], /advertize-addr.*advertise-addr/],
+    [["--data-dir", "/dev/null/nowhere"], /\/dev\/null\/nowhere/],
+  ] as const) {
+    wrong.push(...notRefused(await node1.runAgent(flags), undefined, named));
+  }
+  assert.deepEqual(wrong, []);
+  assert.deepEqual(await hostObjects(node1), []);
+});
+
+scenario("a second agent on the same data is refused, and the first goes on", async (lab) => {
+  const [node1] = await lab.swarm(1);
+  assert.ok(node1);
+  const second = await node1.runAgent(["--run-dir", join(node1.folder, "run2"), "--gossip-port", "7999"]);
+  refused(second, undefined, /data|another|already|pid/i);
+  assert.deepEqual(await aliveNames(node1), ["node1"]);
+});
+
+scenario("a port somebody else has is told with its number", async (lab) => {
+  const node1 = lab.host("node1", "192.168.1.104");
+  await node1.serveUdp(7946);
+  const result = await node1.runAgent();
+  refused(result, undefined, /7946/);
+});
+
+scenario("missing privileges and a missing nft are told before anything is done", async (lab) => {
+  const node1 = lab.host("node1", "192.168.1.104");
+  const [node = "", ...args] = node1.agentCommand();
+  await node1.run("chmod", "-R", "a+rwX", node1.folder);
+  const unprivileged = await node1.exec(
+    ["setpriv", "--reuid=65534", "--clear-groups", "--inh-caps=-all", node, ...args],
+    {
+      timeoutMs: 15_000,
+    },
+  );
+  refused(unprivileged, undefined, /CAP_(NET|SYS)_ADMIN/);
+
+  const path = join(node1.folder, "bin");
+  mkdirSync(path);
+  symlinkSync("/usr/sbin/ip", join(path, "ip"));
+  const withoutNft = await node1.exec(["env", `PATH=${path}`, node, ...args], { timeoutMs: 15_000 });
+  refused(withoutNft, undefined, /nft/);
+});
+
+scenario(
+  "noise on the gossip port and on the VXLAN port is dropped, and the swarm does not notice",
+  async (lab) => {
+    const nodes = await lab.swarm(2);
+    const [node1, node2] = nodes;
+    assert.ok(node1 && node2);
+    const client = lab.client();
+    await node1.ctl("network", "create", "blue");
+    const a = await attach(lab, node1, "blue", "a");
+    const b = await attach(lab, node2, "blue", "b");
+    await reaches(a.place, b.ip);
+    const before = await whole(node1);
+    const noise = Promise.all(
+      ["7946", "4789"].map((port) =>
+        client.exec(program("hostile", node1.address, port, "5000", "1"), { timeoutMs: 120_000 }),
+      ),
+    );
+    await holds("both agents see two members alive", () => Promise.all(nodes.map(aliveNames)), {
+      forMs: 5_000,
+      until: (views) => views.every((names) => names.join() === "node1,node2"),
+      everyMs: 500,
+    });
+    for (const result of await noise) assert.equal(result.code, 0, result.stderr);
+    assert.ok(await a.place.pings(b.ip));
+    assert.deepEqual(await whole(node1), before);
+    await kernelAgrees(node1);
+  },
+);
+
+/** The result is a refusal with this exit code (any but 0 without one) and one line that matches. */
+function refused(result: CommandResult, code: number | undefined, named: RegExp): void {
+  assert.deepEqual(notRefused(result, code, named), []);
+}
+
+/** What is wrong with a refusal; empty when nothing is. */
+function notRefused(result: CommandResult, code: number | undefined, named: RegExp): string[] {
+  const said = result.stderr.trim();
+  const typed = result.command.replace(/^.*(netctl|main\.js) /, "");
+  if (code === undefined ? result.code === 0 : result.code !== code)
+    return [`\`${typed}\` exits with ${result.code}: ${said || result.stdout.trim()}`];
+  if (said.split("\n").length !== 1) return [`\`${typed}\` says more than one line: ${said}`];
+  return named.test(said) ? [] : [`\`${typed}\` says: ${said}, without ${named}`];
+}
+
+/** Networks, services and endpoints a node knows. */
+async function whole(node: Host): Promise<unknown> {
+  return Promise.all(["network", "service", "endpoint"].map((kind) => node.ctlJson<unknown>(kind, "ls")));
+}
