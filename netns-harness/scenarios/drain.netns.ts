@@ -67,20 +67,6 @@ scenario("a drain outlives the agent of the drained node and of the one that ask
   });
 });
 
-scenario("a request that is under way when its backend is detached is answered", async (lab) => {
-  const { nodes, client } = await oneBackendEach(lab);
-  const slow = Promise.all(
-    Array.from({ length: 12 }, () => client.httpGet(`http://${nodes[0].address}:8000/slow`, 8)),
-  );
-  await nodes[2].ctl("detach", "web.3");
-  const pages = await slow;
-  assert.deepEqual(
-    pages.filter((page) => page === undefined),
-    [],
-  );
-  assert.deepEqual(await readyBackends(nodes[0], "web"), ["web.1", "web.2"]);
-});
-
 scenario(
   "when an agent dies its backends leave the rotation, no request fails, and they return with it",
   async (lab) => {
