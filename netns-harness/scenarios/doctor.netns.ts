@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import type { Host } from "../host.ts";
 import type { Lab } from "../lab.ts";
+import { hostObjects, overlayLinks } from "../observe.ts";
 import { scenario } from "../scenario.ts";
 import { waitFor } from "../wait.ts";
 
@@ -122,4 +123,122 @@ scenario("the doctor finds all well, and names each fault with its cure and exit
 async function examine(host: Host): Promise<{ code: number | null; report: Doctor }> {
   const { code, stdout } = await host.netctl("-o", "json", "doctor");
   return { code, report: JSON.parse(stdout) as Doctor };
+}
+
+scenario("probing and metrics leave nothing behind, after a crash neither", async (lab) => {
+  const [node1] = await lab.swarm(1, { flags: ["--metrics-addr", "127.0.0.1:9476"] });
+  assert.ok(node1 !== undefined);
+  // Nothing is attached, so nothing of ours is in the kernel, until somebody looks.
+  assert.deepEqual(await overlayLinks(node1), []);
+  assert.equal((await examine(node1)).code, 0);
+  const metrics = await node1.run("curl", "-sS", "http://127.0.0.1:9476/metrics");
+  assert.match(metrics, /^netagent_members\{state="alive"\} 1$/m);
+  assert.match(metrics, /^netagent_info\{node="node1",version="[^"]+"\} 1$/m);
+  assert.equal(await node1.httpGet("http://127.0.0.1:9476/healthz"), "ok");
+  await node1.crash();
+  // The reserved VNI is free again, or a second device with it would be refused.
+  await node1.restart();
+  await waitFor("a doctor without complaints", () => examine(node1), {
+    withinMs: 15_000,
+    until: ({ report }) => report.ok,
+  });
+  assert.equal(await node1.stop(), 0);
+  assert.deepEqual(
+    (await hostObjects(node1)).filter((one) => !one.startsWith("socket")),
+    [],
+  );
+  const probe = "link add x type vxlan id 16777214 dstport 4789 local 192.168.1.104";
+  await waitFor(
+    "the reserved VNI to be free",
+    async () => (await node1.exec(["ip", ...(probe.split(" ") as [string])])).code,
+    {
+      withinMs: 5_000,
+      until: (code) => code === 0,
+    },
+  );
+});
+
+type Trace = { ok: boolean; hops: { node: string; what: string; status: string; detail: string }[] };
+
+scenario(
+  "trace names each hop and the first broken one; capture shows and writes inner frames",
+  async (lab) => {
+    const [node1, node2, node3] = await swarmWithEndpoints(lab);
+    const whole = await waitFor("a trace without faults", () => trace(node1, "node1-box", "node2-box"), {
+      withinMs: 20_000,
+      until: ({ hops }) => hops.every((hop) => hop.status === "ok"),
+    });
+    assert.equal(
+      whole.hops.map((hop) => `${hop.node}: ${hop.what.split(" ")[0] ?? ""}`).join(", "),
+      "node1: from, node1: neighbor, node1: FDB, node1: vxlan0,, node1: UDP, node2: vxlan0,, node2: to",
+    );
+    // The way of two others, asked of them.
+    assert.ok((await trace(node3, "node1-box", "node2-box")).ok);
+
+    await node1.ctl("service", "create", "web", "--network", "blue", "--publish", "8000:80");
+    const box = lab.sandbox(node2, "web");
+    await waitFor("node2 to know the service", () => node2.ctl("service", "ls"), {
+      withinMs: 10_000,
+      until: (text) => text.includes("web"),
+    });
+    await node2.ctl(
+      "attach",
+      "--network",
+      "blue",
+      "--netns",
+      box.netns,
+      "--name",
+      "web1",
+      "--service",
+      "web",
+    );
+    const published = await waitFor(
+      "a trace through the published port",
+      () => trace(node1, "node1", "node1:8000"),
+      { withinMs: 15_000, until: ({ ok, hops }) => ok && hops.some((hop) => hop.what.startsWith("to web1")) },
+    );
+    assert.ok(published.hops.some((hop) => hop.what.startsWith("nftables")));
+    const service = await trace(node1, "node1-box", "web");
+    assert.ok(
+      service.ok && service.hops.some((hop) => hop.what.startsWith("to web1")),
+      JSON.stringify(service),
+    );
+    assert.equal((await node1.netctl("trace", "node1-box", "nobody")).code, 1);
+
+    const { ip } = await node2.ctlJson<{ ip: string }>("endpoint", "inspect", "node2-box");
+    const file = `${node1.folder}/blue.pcap`;
+    const capture = node1.netctlBackground("capture", "blue", "-w", file, "--count", "2", "--filter", "icmp");
+    await waitFor(
+      "the capture to end",
+      async () => (
+        await node1.exec(["nsenter", `--net=/run/netns/${node1.netns}-box`, "ping", "-nqc1", "-W1", ip]),
+        capture.running
+      ),
+      {
+        withinMs: 15_000,
+        until: (running) => !running,
+      },
+    );
+    assert.match(await node1.run("tcpdump", "-n", "-r", file), /ICMP echo request[^]*ICMP echo reply/);
+
+    await dropVxlan(node2, "input");
+    const cut = await waitFor(
+      "the trace to name the underlay",
+      () => trace(node1, "node1-box", "node2-box"),
+      {
+        withinMs: SEEN_MS,
+        until: ({ ok }) => !ok,
+      },
+    );
+    assert.match(
+      cut.hops.find((hop) => hop.status === "broken")?.what ?? "",
+      /^UDP 4789 to 192\.168\.1\.105/,
+    );
+  },
+);
+
+async function trace(host: Host, from: string, to: string): Promise<Trace> {
+  const { stdout, stderr } = await host.netctl("-o", "json", "trace", from, to);
+  if (stdout === "") throw new Error(stderr);
+  return JSON.parse(stdout) as Trace;
 }

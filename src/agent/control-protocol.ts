@@ -115,6 +115,9 @@ export const requests = {
   plan: z.object({ network: reference.optional() }),
   events: z.object({ sinceMs: z.number().int().min(0).optional(), follow: z.boolean().default(true) }),
   doctor: z.object({}),
+  trace: z.object({ from: reference, to: reference, port: port.optional() }),
+  /** Where netctl may capture: it runs tcpdump itself, so that a flood of frames does not pass through the agent. */
+  "capture.place": z.object({ network: reference }),
 } as const;
 
 export type Method = keyof typeof requests;
@@ -161,6 +164,8 @@ export interface Results {
   /** Events arrive as `event` frames of type EventView; the result ends a stream that does not follow. */
   events: Record<string, never>;
   doctor: DoctorView;
+  trace: TraceView;
+  "capture.place": { readonly netns: string; readonly link: string };
 }
 
 export interface InfoView {
@@ -324,6 +329,21 @@ export interface DoctorView {
     readonly detail: string;
     readonly cure?: string;
   }[];
+}
+
+export interface HopView {
+  readonly node: string;
+  /** `host`, a sandbox's path, a network's namespace, `underlay`. */
+  readonly place: string;
+  readonly what: string;
+  readonly status: "ok" | "broken" | "unknown";
+  /** What is wrong; empty when nothing is. */
+  readonly detail: string;
+}
+
+export interface TraceView {
+  readonly ok: boolean;
+  readonly hops: HopView[];
 }
 
 /** A frame from the agent. */

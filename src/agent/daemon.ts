@@ -37,6 +37,7 @@ import { PathRunner, pathQuestion } from "./path-runner.ts";
 import { questionsOf } from "./questions.ts";
 import { Sandboxes } from "./sandboxes.ts";
 import { Store } from "./store.ts";
+import { Tracer, traceQuestion } from "./trace.ts";
 import { Views } from "./views.ts";
 
 /** First and longest pause between two rounds of joining. */
@@ -117,6 +118,7 @@ async function runLocked(
   const paths = new PathRunner(agent, random, underlayMtu);
   agent.dependents.push(mesh, dns, paths);
   const doctor = new Doctor({ agent, views, mesh, paths, underlayMtu });
+  const tracer = new Tracer({ agent, views, mesh });
   views.dataPath = (vtep) => paths.health(vtep);
   const keyring = new Keys(agent, (text) => writeAtomically(config.keyringFile, text));
   agent.onQuestion = questionsOf({
@@ -125,6 +127,7 @@ async function runLocked(
       return keyring.apply(operation, key);
     },
     doctor: () => doctor.report(),
+    trace: (body) => tracer.answer(traceQuestion.parse(body)),
     path: (body) => paths.answer(pathQuestion.parse(body)),
   });
   const handlers = createHandlers({
@@ -144,6 +147,7 @@ async function runLocked(
         })),
       ),
     doctor: () => doctor.examine(),
+    trace: (from, to, port) => tracer.trace(from, to, port),
   });
   const metrics =
     config.metricsAddr === undefined

@@ -1,8 +1,10 @@
 import { readFileSync } from "node:fs";
 import { networkInterfaces } from "node:os";
+import { join } from "node:path";
 import { NetError } from "../base/error.ts";
 import { parseCidr, parseHostPort, type Cidr, type SocketAddr } from "../base/ip.ts";
 import { Netns } from "../kernel/netns.ts";
+import { namespaceName, VXLAN_LINK } from "../overlay/naming.ts";
 import { formatStep } from "../overlay/plan.ts";
 import { INGRESS } from "../state/ingress.ts";
 import { resolveHost } from "../transport/gossip-transport.ts";
@@ -29,6 +31,7 @@ export interface HandlerParts {
     ports: readonly { published: number; protocol: "tcp" | "udp"; address?: string }[],
   ) => void;
   readonly doctor: () => Promise<Results["doctor"]>;
+  readonly trace: (from: string, to: string, port: number | undefined) => Promise<Results["trace"]>;
 }
 
 /** How long a backend that goes keeps being told about before it is cut off, so that the peers have seen it. */
@@ -361,6 +364,17 @@ export function createHandlers(parts: HandlerParts): ControlHandlers {
     },
     events: ({ sinceMs, follow }, reporter) => streamEvents(agent, sinceMs, follow, reporter),
     doctor: () => parts.doctor(),
+    trace: ({ from, to, port }) => parts.trace(from, to, port),
+    "capture.place": ({ network }) => {
+      const found = node.state.findNetwork(network);
+      if (!endpoints.networks().has(found.id)) {
+        throw new NetError(
+          "network-not-here",
+          `capture ${found.name}: this node has no endpoint on it, so none of its frames (run netctl where one is: netctl endpoint ls)`,
+        );
+      }
+      return { netns: join(agent.config.runDir, "netns", namespaceName(found.id)), link: VXLAN_LINK };
+    },
   };
 }
 

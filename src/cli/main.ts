@@ -7,6 +7,7 @@ import { addEndpointCommands } from "./commands/endpoint.ts";
 import { addLookCommands } from "./commands/look.ts";
 import { addNetworkCommands } from "./commands/network.ts";
 import { addServiceCommands } from "./commands/service.ts";
+import { addTraceCommands } from "./commands/trace.ts";
 import { completionScript, SHELLS } from "./completion.ts";
 import { contextOf, exitCodeOf, globalOptions, UsageError } from "./context.ts";
 
@@ -32,6 +33,7 @@ function buildProgram(): Command {
   addEndpointCommands(program);
   addServiceCommands(program);
   addLookCommands(program);
+  addTraceCommands(program);
   program
     .command("completion")
     .description("print a completion script")

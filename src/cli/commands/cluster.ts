@@ -10,7 +10,12 @@ const STATE_COLOURS: Readonly<Record<string, Colour>> = {
   dead: "red",
   left: "dim",
 };
-const PATH_COLOURS: Readonly<Record<string, Colour>> = { ok: "green", blocked: "red", unknown: "dim" };
+const PATH_COLOURS: Readonly<Record<string, Colour>> = {
+  ok: "green",
+  blocked: "red",
+  "one-way": "red",
+  unknown: "dim",
+};
 
 /** info, peers, join, leave, keys, node: this node and the others. */
 export function addClusterCommands(program: Command): void {
@@ -198,7 +203,7 @@ function renderPeers(peers: PeerView[], screen: Screen): string {
       { title: "STATE", value: (peer) => peer.state, colour: (peer) => STATE_COLOURS[peer.state] },
       { title: "ROLE", value: (peer) => peer.role, drop: 4 },
       { title: "RTT", value: (peer) => (peer.rttMs === null ? "-" : `${peer.rttMs.toFixed(1)}ms`) },
-      { title: "DATAPATH", value: (peer) => peer.dataPath, colour: (peer) => PATH_COLOURS[peer.dataPath] },
+      { title: "DATAPATH", value: pathText, colour: (peer) => PATH_COLOURS[pathText(peer)] ?? "yellow" },
       { title: "MTU", value: (peer) => (peer.mtu === null ? "-" : String(peer.mtu)), drop: 3 },
       { title: "SINCE", value: (peer) => age(peer.sinceMs), drop: 1 },
       { title: "VERSION", value: (peer) => peer.version || "-", drop: 2 },
@@ -206,6 +211,12 @@ function renderPeers(peers: PeerView[], screen: Screen): string {
     ],
     screen,
   );
+}
+
+/** In one word; the sentence is in the JSON and in `netctl doctor`. */
+function pathText(peer: PeerView): string {
+  if (peer.dataPath === "blocked" && peer.dataPathDetail.startsWith("one way")) return "one-way";
+  return peer.dataPath === "ok" && peer.dataPathDetail !== "" ? "small-mtu" : peer.dataPath;
 }
 
 function renderKeys(answers: KeyAnswer[], screen: Screen): string {
