@@ -92,10 +92,15 @@ scenario("the doctor finds all well, and names each fault with its cure and exit
   );
 
   await dropVxlan(node2, "input");
-  const blocked = await examine(node1);
+  const pathOf = (report: Doctor): Doctor["checks"][number] | undefined =>
+    report.checks.find((check) => check.name === "data-path" && check.subject === "node2");
+  // Each side has its own last probe; until both have met the new rule the direction is not certain.
+  const blocked = await waitFor("the doctor to know the direction", () => examine(node1), {
+    withinMs: 30_000,
+    until: ({ report }) => /we hear them, they do not hear us/.test(pathOf(report)?.detail ?? ""),
+  });
   assert.equal(blocked.code, 1);
-  const path = blocked.report.checks.find((check) => check.name === "data-path" && check.subject === "node2");
-  assert.match(path?.detail ?? "", /we hear them, they do not hear us/);
+  const path = pathOf(blocked.report);
   assert.match(path?.cure ?? "", /UDP port 4789 through towards node2/);
   await node2.run("nft", "delete", "table", "inet", "fault");
 

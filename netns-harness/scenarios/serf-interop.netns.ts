@@ -14,6 +14,9 @@ const QUIET_MS = 20_000;
 const SERF_KEY = "T9jncgl9mbLus+baTTa7q7nPSUrXwbDi2dhbtqir37s=";
 const OTHER_KEY = "5K9OtfP7efFrNKe5WCQvXvnaXJ5cWP0SvXiwe0kkjM4=";
 
+/** A serf agent that missed a broadcast learns it from its next push/pull, half a minute later at most. */
+const SPREAD_MS = 75_000;
+
 scenario(
   "serf agents and netagents live together, with events and queries, and nobody is suspected",
   async (lab) => {
@@ -135,13 +138,13 @@ async function allSeeAll(serfs: readonly SerfAgent[], agents: readonly Host[]): 
   await Promise.all([
     ...serfs.map((serf) =>
       waitFor(`${serf.name} to see all alive`, () => serf.statuses(), {
-        withinMs: 15_000,
+        withinMs: SPREAD_MS,
         until: (seen) => names.every((name) => seen[name] === "alive"),
       }),
     ),
     ...agents.map((agent) =>
       waitFor(`${agent.name} to see all alive`, () => alive(agent), {
-        withinMs: 15_000,
+        withinMs: SPREAD_MS,
         until: (seen) => seen.join() === names.join(),
       }),
     ),
