@@ -53,8 +53,8 @@ export async function attachFigures(lab: Lab, variant: string): Promise<Figure[]
   for (const monitor of monitors) await monitor.stop("SIGKILL");
   const goal = { type: "value", of: variant, bound: "≤", value: 50 } as const;
   return [
-    { name: "netctl attach → forwarding", unit: "ms", samples: { [variant]: typed }, goal },
-    { name: "the same, asked of the agent", unit: "ms", samples: { [variant]: asked } },
+    { name: "netctl attach, forwards", unit: "ms", samples: { [variant]: typed }, goal },
+    { name: "  of which the agent", unit: "ms", samples: { [variant]: asked } },
   ];
 }
 

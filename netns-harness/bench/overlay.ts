@@ -139,8 +139,8 @@ export async function run(options: BenchOptions): Promise<void> {
   if (options.json !== "-") {
     console.log(`Overlay between two hosts; medians of ${options.rounds} rounds`);
     const ratios = [
-      { title: "D/underl.", of: DOCKER, to: UNDERLAY },
-      ...(variants.includes(OURS) ? [{ title: "ours/D", of: OURS, to: DOCKER }] : []),
+      { title: "D÷u", of: DOCKER, to: UNDERLAY },
+      ...(variants.includes(OURS) ? [{ title: "ours÷D", of: OURS, to: DOCKER }] : []),
     ];
     console.log(table(figures, variants, ratios));
     if (!existsSync(join(DIST, "src/agent/main.js"))) console.log("(ours: no agent in dist/)");

@@ -57,7 +57,7 @@ export function table(
   ratios: readonly { title: string; of: string; to: string }[],
 ): string {
   const rows = [
-    ["", ...variants, ...ratios.map((column) => column.title), "goal", ""],
+    ["", ...variants, ...ratios.map((column) => column.title), "goal", "met"],
     ...figures.map((figure) => {
       const result = goalResult(figure);
       return [
@@ -65,7 +65,7 @@ export function table(
         ...variants.map((variant) => short(median(figure.samples[variant] ?? []))),
         ...ratios.map((column) => short(ratio(figure, column.of, column.to))),
         figure.goal === undefined ? "" : `${figure.goal.bound} ${figure.goal.value}`,
-        result === undefined ? "" : result.met ? "met" : "not met",
+        result === undefined ? "" : result.met ? "yes" : "no",
       ];
     }),
   ];
