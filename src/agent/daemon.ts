@@ -160,6 +160,8 @@ async function runLocked(
           pathCounters: () => paths.prober.counters,
           version,
         });
+  // Before anybody can ask for an endpoint: a namespace made now at an old path must not be taken for the old one.
+  adoptEndpoints(agent, log);
   const control = await ControlServer.listen(join(config.runDir, "netagent.sock"), handlers, log);
   const peersFile = join(config.dataDir, "peers.json");
   const rememberPeers = peersRecorder(peersFile, loop);
@@ -171,7 +173,6 @@ async function runLocked(
 
   const remembered = readPeers(peersFile);
   const alone = config.join.length === 0 && remembered.length === 0;
-  adoptEndpoints(agent, log);
   loop.step({ type: "start", seed: config.join.length === 0, unixSeconds: Math.floor(Date.now() / 1000) });
   log.info(
     { name: config.name, member: loop.node.name, advertise: formatSocketAddr(config.advertise) },
