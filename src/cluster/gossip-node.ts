@@ -12,7 +12,7 @@ import type { StateEffect, StateInput } from "../state/effect.ts";
 import { State, type StateOptions } from "../state/state.ts";
 import type { SwimEffect, SwimInput, StreamFailure } from "../swim/boundary.ts";
 import type { SwimConfig } from "../swim/config.ts";
-import type { Identity, Member } from "../swim/member.ts";
+import type { Member } from "../swim/member.ts";
 import { Swim } from "../swim/swim.ts";
 import type { UserMessage } from "../wire/memberlist/message.ts";
 import { decodePacket, encodePacket } from "../wire/memberlist/packet.ts";
@@ -92,7 +92,6 @@ export interface GossipNodeOptions {
   readonly random: Random;
   /** 12 bytes never given before: AES-GCM breaks when a nonce repeats under one key. */
   readonly nonce: () => Uint8Array;
-  readonly shareIdentity?: (identity: Identity) => Identity;
 }
 
 type Stream =
@@ -202,7 +201,6 @@ export class GossipNode {
       random: options.random,
       userBroadcasts: this.#serf ?? this.networkDb.clusterBroadcasts,
       packetOverhead: packetOverhead(options.sealing),
-      ...(options.shareIdentity === undefined ? {} : { shareIdentity: options.shareIdentity }),
     });
   }
 
