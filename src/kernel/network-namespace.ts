@@ -33,6 +33,7 @@ export interface SandboxLinks {
 }
 
 export interface LinkSnapshot {
+  /** Of any kind: a dataplane that is not ours may have made it. */
   readonly vxlan: Link | undefined;
   readonly macvlanGateway: Link | undefined;
   readonly bridge: Link | undefined;
@@ -189,7 +190,7 @@ export class NetworkNamespace {
     const named = (name: string, kind: string): Link | undefined =>
       links.find((link) => link.name === name && link.kind === kind);
     return {
-      vxlan: named(VXLAN_LINK, "vxlan"),
+      vxlan: links.find((link) => link.name === VXLAN_LINK),
       macvlanGateway: named(GATEWAY_LINK, "macvlan"),
       bridge: named(BRIDGE_LINK, "bridge"),
       ports,

@@ -11,8 +11,9 @@ import { VXLAN_FLAGS } from "./overlay-links.ts";
 
 export function actualVxlan(links: LinkSnapshot): ActualVxlan | undefined {
   const { vxlan } = links;
-  if (vxlan?.info?.kind !== "vxlan") return undefined;
+  if (vxlan === undefined) return undefined;
   const { info } = vxlan;
+  if (info?.kind !== "vxlan") return foreignDevice(vxlan);
   const flags = Object.entries(VXLAN_FLAGS) as [keyof typeof VXLAN_FLAGS, boolean][];
   return {
     vni: info.vni,
@@ -24,6 +25,13 @@ export function actualVxlan(links: LinkSnapshot): ActualVxlan | undefined {
     up: vxlan.up,
     onBridge: vxlan.master !== undefined,
   };
+}
+
+/** Something of another kind under the device's name, left by the other dataplane: it must be made anew. */
+export function foreignDevice(link: Link): ActualVxlan {
+  const { mtu, up, master } = link;
+  const onBridge = master !== undefined;
+  return { vni: 0, dataPathPort: 0, vtep: undefined, ipv6: false, flagsMatch: false, mtu, up, onBridge };
 }
 
 export function actualGateway(links: LinkSnapshot): ActualGateway | undefined {

@@ -1,0 +1,315 @@
+/**
+ * What every dataplane does alike: a namespace per network, pinned and watched; gateway and endpoints in it; the
+ * steps of a plan in order. How frames reach other hosts, and where the FDB lives, is the subclass's.
+ */
+import { mkdirSync, readdirSync } from "node:fs";
+import { join } from "node:path";
+import { unreachable } from "../base/assert.ts";
+import { errorCode, NetError } from "../base/error.ts";
+import type { EndpointId, NetworkId } from "../base/id.ts";
+import type { DesiredCore, DesiredOverlay, Sandbox } from "../overlay/desired.ts";
+import { namespaceName, networkOfNamespace } from "../overlay/naming.ts";
+import {
+  type ActualOverlay,
+  type ActualVxlan,
+  formatStep,
+  gatewayLink,
+  type OverlayStep,
+} from "../overlay/plan.ts";
+import { deleteAddress, setAddress } from "./addresses.ts";
+import { ApplyRound, DONE } from "./apply-round.ts";
+import type { AppliedStep, Dataplane, ReadOptions } from "./dataplane.ts";
+import { deleteLink, setLink } from "./links.ts";
+import { type EntryStep, isEntryStep } from "./neighbors.ts";
+import { Netns } from "./netns.ts";
+import { type LinkSnapshot, namespaceIdOf, NetworkNamespace } from "./network-namespace.ts";
+import { createEndpoint, createGateway, requireLink, setEndpoint } from "./overlay-links.ts";
+import { actualEndpoints, actualGateway } from "./overlay-reader.ts";
+
+type Entries = Pick<ActualOverlay, "neighbors" | "fdb">;
+
+export interface DataplaneOptions {
+  /** Namespaces are pinned in its `netns/`. */
+  readonly runDirectory: string;
+  /** Path of the namespace that has the underlay and the host legs. Default: the one we are in. */
+  readonly hostNamespace?: string;
+}
+
+/** At least Docker's values (overlay.md §4): neighbor tables of a node are one for all namespaces. */
+const NEIGHBOR_LIMITS = [
+  ["net.ipv4.neigh.default.gc_thresh1", 8192],
+  ["net.ipv4.neigh.default.gc_thresh2", 49152],
+  ["net.ipv4.neigh.default.gc_thresh3", 65536],
+] as const;
+
+export abstract class OverlayDataplane implements Dataplane {
+  abstract readonly kind: "kernel" | "userspace";
+  /** Has the underlay and the host legs. */
+  protected readonly host: Netns;
+  /** Where namespaces are pinned. */
+  protected readonly directory: string;
+  readonly #networks = new Map<NetworkId, NetworkNamespace>();
+  #onDrift: ((network: NetworkId | undefined) => void) | undefined;
+
+  /** @throws NetError without the privileges */
+  constructor(options: DataplaneOptions) {
+    this.directory = join(options.runDirectory, "netns");
+    mkdirSync(this.directory, { recursive: true, mode: 0o755 });
+    this.host = options.hostNamespace === undefined ? Netns.current() : Netns.open(options.hostNamespace);
+    raiseNeighborLimits(this.host);
+  }
+
+  list(): readonly NetworkId[] {
+    return readdirSync(this.directory).flatMap((name) => networkOfNamespace(name) ?? []);
+  }
+
+  watch(onDrift: (network: NetworkId | undefined) => void): void {
+    this.#onDrift = onDrift;
+    for (const namespace of this.#networks.values()) this.#watch(namespace);
+  }
+
+  /** The maps of entries are live views: use them before the next call. */
+  read(desired: DesiredOverlay, options: ReadOptions = {}): ActualOverlay {
+    const namespace = this.#find(desired.network);
+    if (namespace === undefined) return this.#nothing(desired);
+    if (options.fresh === true) namespace.forget();
+    const links = namespace.links();
+    const entries = this.readEntries(namespace, links);
+    return {
+      network: desired.network,
+      namespace: true,
+      wrongSysctls: links.wrongSysctls,
+      vxlan: this.readDevice(desired, links),
+      gateway: actualGateway(links),
+      endpoints: actualEndpoints(desired, links),
+      sandboxes: this.#sandboxes(desired, namespace),
+      neighbors: entries?.neighbors ?? new Map(),
+      fdb: entries?.fdb ?? new Map(),
+    };
+  }
+
+  apply(desired: DesiredOverlay, steps: readonly OverlayStep[]): readonly AppliedStep[] {
+    const round = new ApplyRound(desired.network);
+    const namespace = this.#find(desired.network);
+    const run = (): void => this.#applyAll(desired, steps, round);
+    if (namespace === undefined) {
+      run();
+      this.#networks.get(desired.network)?.swallow();
+    } else namespace.settle(run);
+    return round.applied;
+  }
+
+  close(): void {
+    for (const namespace of this.#networks.values()) namespace.close();
+    this.#networks.clear();
+    this.host.close();
+  }
+
+  /** The network's device as found; undefined when there is none by its name. */
+  protected abstract readDevice(desired: DesiredOverlay, links: LinkSnapshot): ActualVxlan | undefined;
+  /** What forwards frames to remote endpoints just now; undefined without a device. */
+  protected abstract readEntries(namespace: NetworkNamespace, links: LinkSnapshot): Entries | undefined;
+  /** Made up at once, with our mark. @throws NetError */
+  protected abstract createDevice(namespace: NetworkNamespace, core: DesiredCore, what: string): void;
+  /** @throws NetError */
+  protected abstract setDevice(namespace: NetworkNamespace, core: DesiredCore, what: string): void;
+  /** Gone already is not an error. @throws NetError */
+  protected abstract deleteDevice(namespace: NetworkNamespace, what: string): void;
+  /** Returns what was refused, by index. @throws NetError when the outcome is unknown */
+  protected abstract writeEntries(
+    namespace: NetworkNamespace,
+    steps: readonly EntryStep[],
+  ): ReadonlyMap<number, NetError>;
+  /** The network's namespace is gone, or another one stands in its place. */
+  protected abstract forgetNetwork(network: NetworkId): void;
+
+  #applyAll(desired: DesiredOverlay, steps: readonly OverlayStep[], round: ApplyRound): void {
+    for (let at = 0; at < steps.length;) {
+      const step = steps[at];
+      if (step === undefined) break;
+      if (!isEntryStep(step)) {
+        round.attempt(step, () => this.#applyStep(desired, step));
+        at++;
+        continue;
+      }
+      const entries: EntryStep[] = [];
+      for (let next = steps[at]; next !== undefined && isEntryStep(next); next = steps[++at])
+        entries.push(next);
+      this.#applyEntries(desired.network, entries, round);
+    }
+  }
+
+  #applyEntries(network: NetworkId, steps: readonly EntryStep[], round: ApplyRound): void {
+    const [first] = steps;
+    if (first === undefined) return;
+    if (round.isBlocked(first)) return round.skip(steps);
+    try {
+      const namespace = this.#require(network);
+      const failed = this.writeEntries(namespace, steps);
+      steps.forEach((step, index) => {
+        const error = failed.get(index);
+        round.record(step, error === undefined ? DONE : { status: "failed", error });
+      });
+    } catch (error) {
+      // Lost answers or a vanished device: nothing is known any more, the next round reads afresh.
+      this.#networks.get(network)?.forget();
+      for (const step of steps) round.fail(step, error);
+    }
+  }
+
+  #applyStep(desired: DesiredOverlay, step: Exclude<OverlayStep, EntryStep>): void {
+    const what = formatStep(desired.network, step);
+    if (step.type === "create-namespace") {
+      this.#networks.set(
+        desired.network,
+        this.#watched(new NetworkNamespace(desired.network, Netns.create(this.path(desired.network)))),
+      );
+      return;
+    }
+    const namespace = this.#require(desired.network);
+    const { socket } = namespace;
+    switch (step.type) {
+      case "set-sysctl":
+        return setSysctl(namespace.netns, step.name, step.value);
+      case "create-vxlan":
+        return this.createDevice(namespace, step.core, what);
+      case "set-vxlan":
+        return this.setDevice(namespace, step.core, what);
+      case "create-gateway":
+        return createGateway(namespace, step.core, what);
+      case "set-gateway": {
+        const { ifindex } = requireLink(socket, gatewayLink(step.core.linkKind));
+        setLink(socket, what, { ifindex, mtu: step.core.mtu, up: true });
+        setAddress(socket, what, ifindex, step.core.gateway);
+        for (const address of step.remove) deleteAddress(socket, what, ifindex, address);
+        return;
+      }
+      case "create-endpoint":
+        return this.#withSandbox(step.endpoint.sandbox, (sandbox) =>
+          createEndpoint(namespace, sandbox, step.endpoint, step.core, what),
+        );
+      case "set-endpoint":
+        return this.#withSandbox(step.endpoint.sandbox, (sandbox) =>
+          setEndpoint(namespace, sandbox, step, what),
+        );
+      case "delete-endpoint":
+        return deleteLink(socket, what, { name: step.ifname, targetNetnsId: step.sandbox });
+      case "delete-gateway":
+        return deleteLink(socket, what, { name: gatewayLink(step.linkKind) });
+      case "delete-vxlan":
+        return this.deleteDevice(namespace, what);
+      case "delete-namespace":
+        this.#drop(namespace);
+        return Netns.remove(this.path(desired.network));
+      default:
+        return unreachable(step);
+    }
+  }
+
+  /** The network's namespace if its pin is there, even one made by an earlier life or remade by another hand. */
+  #find(network: NetworkId): NetworkNamespace | undefined {
+    const path = this.path(network);
+    const id = Netns.idOf(path);
+    const known = this.#networks.get(network);
+    if (known !== undefined && known.netns.id === id) return known;
+    if (known !== undefined) this.#drop(known);
+    if (id === undefined) return undefined;
+    try {
+      const namespace = new NetworkNamespace(network, Netns.open(path));
+      this.#networks.set(network, namespace);
+      return this.#watched(namespace);
+    } catch (error) {
+      // A file without a namespace, left by a crash or a reboot on a persistent RUNDIR: make room.
+      if (errorCode(error) !== "NETNS_MISSING") throw error;
+      Netns.remove(path);
+      return undefined;
+    }
+  }
+
+  #drop(namespace: NetworkNamespace): void {
+    namespace.close();
+    this.#networks.delete(namespace.network);
+    this.forgetNetwork(namespace.network);
+  }
+
+  #require(network: NetworkId): NetworkNamespace {
+    const namespace = this.#networks.get(network);
+    if (namespace === undefined)
+      throw new NetError("NETNS_MISSING", `network namespace ${this.path(network)} is not there`);
+    return namespace;
+  }
+
+  #watched(namespace: NetworkNamespace): NetworkNamespace {
+    if (this.#onDrift !== undefined) this.#watch(namespace);
+    return namespace;
+  }
+
+  #watch(namespace: NetworkNamespace): void {
+    namespace.watch(() => this.#onDrift?.(namespace.network));
+  }
+
+  protected path(network: NetworkId): string {
+    return join(this.directory, namespaceName(network));
+  }
+
+  /** @throws NetError `NETNS_MISSING` */
+  #withSandbox(sandbox: Sandbox, action: (netns: Netns) => void): void {
+    if (sandbox.type === "host") return action(this.host);
+    using netns = Netns.open(sandbox.path);
+    action(netns);
+  }
+
+  #sandboxes(
+    desired: DesiredOverlay,
+    namespace: NetworkNamespace | undefined,
+  ): ReadonlyMap<EndpointId, number | "unknown" | "missing"> {
+    const sandboxes = new Map<EndpointId, number | "unknown" | "missing">();
+    for (const endpoint of desired.endpoints.values()) {
+      try {
+        this.#withSandbox(endpoint.sandbox, (netns) => {
+          const nsid = namespace === undefined ? -1 : namespaceIdOf(namespace.socket, netns);
+          sandboxes.set(endpoint.id, nsid < 0 ? "unknown" : nsid);
+        });
+      } catch (error) {
+        if (errorCode(error) !== "NETNS_MISSING") throw error;
+        sandboxes.set(endpoint.id, "missing");
+      }
+    }
+    return sandboxes;
+  }
+
+  #nothing(desired: DesiredOverlay): ActualOverlay {
+    return {
+      network: desired.network,
+      namespace: false,
+      wrongSysctls: [],
+      vxlan: undefined,
+      gateway: undefined,
+      endpoints: [],
+      sandboxes: this.#sandboxes(desired, undefined),
+      neighbors: new Map(),
+      fdb: new Map(),
+    };
+  }
+}
+
+function setSysctl(netns: Netns, name: string, value: string): void {
+  try {
+    netns.writeSysctl(name, value);
+  } catch (error) {
+    // A kernel without br_netfilter has nothing to switch off.
+    if (errorCode(error) !== "ENOENT") throw error;
+  }
+}
+
+/** Only the initial namespace has these; elsewhere the host's administrator must have set them. */
+function raiseNeighborLimits(host: Netns): void {
+  for (const [name, least] of NEIGHBOR_LIMITS) {
+    try {
+      const actual = host.readSysctl(name);
+      if (actual !== undefined && Number(actual) < least) host.writeSysctl(name, least);
+    } catch {
+      // Read-only /proc/sys in a container. Permanent entries do not count against the limits since Linux 5.0.
+    }
+  }
+}
