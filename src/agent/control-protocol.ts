@@ -346,11 +346,9 @@ export interface TraceView {
   readonly hops: HopView[];
 }
 
-/** A frame from the agent. */
-export const reply = z.union([
-  z.object({ progress: z.string() }),
-  z.object({ event: z.unknown() }),
-  z.object({ error: z.object({ code: z.string(), message: z.string() }) }),
-  z.object({ result: z.unknown() }),
-]);
-export type Reply = z.output<typeof reply>;
+/** A frame from the agent: progress and events of a request under way, then its result or the reason it failed. */
+export type Reply =
+  | { readonly progress: string }
+  | { readonly event: unknown }
+  | { readonly error: { readonly code: string; readonly message: string } }
+  | { readonly result: unknown };

@@ -1,10 +1,21 @@
 import type { Command } from "commander";
 import { UsageError } from "./context.ts";
 
-export const SHELLS = ["bash", "zsh", "fish"] as const;
+const SHELLS = ["bash", "zsh", "fish"] as const;
+
+export function addCompletionCommand(program: Command): void {
+  program
+    .command("completion")
+    .description("print a completion script")
+    .argument("<shell>", SHELLS.join(", "))
+    .addHelpText("after", "\nExample:\n  netctl completion bash > /etc/bash_completion.d/netctl")
+    .action((shell: string) => {
+      process.stdout.write(completionScript(shell, program));
+    });
+}
 
 /** A script that completes commands, subcommands and options. @throws UsageError for another shell. */
-export function completionScript(shell: string, program: Command): string {
+function completionScript(shell: string, program: Command): string {
   switch (shell) {
     case "bash":
       return bashScript(program);

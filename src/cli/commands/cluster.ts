@@ -1,4 +1,3 @@
-import { randomBytes } from "node:crypto";
 import type { Command } from "commander";
 import type { KeyAnswer, NodeView, PeerView } from "../../agent/control-protocol.ts";
 import { contextOf, UsageError } from "../context.ts";
@@ -104,7 +103,9 @@ function addKeyCommands(program: Command): void {
     .command("generate")
     .description("print a fresh 32-byte key in base64; nothing is installed")
     .addHelpText("after", "\nExample:\n  netctl keys generate > key && chmod 600 key")
-    .action((_options, command: Command) => {
+    .action(async (_options, command: Command) => {
+      // Only here: it is the largest module of node that a netctl could need.
+      const { randomBytes } = await import("node:crypto");
       const key = randomBytes(32).toString("base64");
       contextOf(command).print({ key }, () => `${key}\n`);
     });
