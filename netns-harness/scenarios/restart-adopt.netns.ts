@@ -1,9 +1,17 @@
 import assert from "node:assert/strict";
 import type { EndpointView, NetworkView, ServiceView } from "../../src/agent/control-protocol.ts";
-import { attach, Connection, httpBackend, kernelAgrees, reaches, stateOf } from "../endpoints.ts";
+import {
+  attach,
+  Connection,
+  httpBackend,
+  kernelAgrees,
+  reaches,
+  readyBackends,
+  stateOf,
+} from "../endpoints.ts";
 import type { Host } from "../host.ts";
 import { allAlive, NODES } from "../lab.ts";
-import { allAnsweredBy, askHttp } from "../observe.ts";
+import { allAnsweredBy, askHttp, RequestLoop } from "../observe.ts";
 import { scenario } from "../scenario.ts";
 import { holds, waitFor } from "../wait.ts";
 
@@ -51,6 +59,36 @@ scenario("endpoints of a killed agent stay connected also when the others hold i
   await connection.beatsOn();
   await node2.restart();
   await allAlive(nodes, 30_000);
+  await connection.beatsOn();
+});
+
+scenario("an agent that is stopped in an orderly way and started again cuts nothing", async (lab) => {
+  const nodes = await lab.swarm(2);
+  const [node1, node2] = nodes;
+  assert.ok(node1 && node2);
+  const client = lab.client();
+  await node1.ctl("network", "create", "blue");
+  await node1.ctl("service", "create", "web", "--network", "blue", "--publish", "8000:80");
+  const a = await attach(lab, node1, "blue", "a");
+  const b = await httpBackend(lab, node2, "blue", "web", "b");
+  await answers(client, node1, ["b"]);
+  const connection = await Connection.open(a.place, b.place, b.ip);
+  const requests = RequestLoop.start(client, [`http://${node1.address}:8000/`]);
+  assert.equal(await node2.stop(), 0);
+  assert.equal(await stateOf(node1, "node2"), "left");
+  await connection.beatsOn();
+  await node2.restart();
+  await allAlive(nodes, 30_000);
+  await connection.beatsOn();
+  const { asked, failed } = await requests.stop();
+  assert.ok(asked > 10 && failed === 0, `${failed} of ${asked} requests to the only backend failed`);
+
+  // Without a return the backend leaves the rotation, and what is connected stays so.
+  await node2.stop();
+  await waitFor("the backend of a node that stays away to leave", () => readyBackends(node1, "web"), {
+    withinMs: 30_000,
+    until: (ready) => ready.length === 0,
+  });
   await connection.beatsOn();
 });
 

@@ -1,5 +1,15 @@
-import { closeSync, fsyncSync, openSync, readFileSync, renameSync, writeSync } from "node:fs";
-import { dirname } from "node:path";
+import {
+  closeSync,
+  existsSync,
+  fsyncSync,
+  mkdirSync,
+  openSync,
+  readFileSync,
+  renameSync,
+  statSync,
+  writeSync,
+} from "node:fs";
+import { dirname, resolve } from "node:path";
 import { errorCode, errorText, NetError } from "../base/error.ts";
 
 /** Replaces the file whole (mode 0600); on return it is on disk. @throws NetError `save-failed` */
@@ -26,6 +36,34 @@ export function writeAtomically(path: string, text: string): void {
       `save ${path}: ${errorText(cause)} (free some space or make it writable)`,
       { cause },
     );
+  }
+}
+
+/**
+ * Makes the directory and what is missing above it. Not with node's `recursive`, which never returns below a directory
+ * that refuses children with ENOENT, such as /proc. @throws NetError `directory-failed`
+ */
+export function makeDirectory(path: string, mode: number): void {
+  try {
+    const missing: string[] = [];
+    for (let at = resolve(path); !existsSync(at); at = dirname(at)) missing.push(at);
+    for (const directory of missing.reverse()) makeOne(directory, mode);
+    if (!statSync(path).isDirectory()) throw new Error("it is not a directory");
+  } catch (cause) {
+    throw new NetError(
+      "directory-failed",
+      `make directory ${path}: ${errorText(cause)} (choose another, or make the one above it writable)`,
+      { cause },
+    );
+  }
+}
+
+/** Another agent that starts now may be quicker. */
+function makeOne(directory: string, mode: number): void {
+  try {
+    mkdirSync(directory, mode);
+  } catch (error) {
+    if (errorCode(error) !== "EEXIST") throw error;
   }
 }
 

@@ -1,4 +1,4 @@
-import { existsSync, mkdirSync } from "node:fs";
+import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { ZodError } from "zod";
 import { errorCode, errorText, NetError } from "../base/error.ts";
@@ -21,7 +21,7 @@ import { DEFAULT_LINK_KIND } from "../overlay/desired.ts";
 import { LAN, LOCAL, WAN } from "../swim/config.ts";
 import { resolveHost } from "../transport/gossip-transport.ts";
 import { Agent, aliveAddresses, systemRandom } from "./agent.ts";
-import { readIfPresent, writeAtomically } from "./atomic-file.ts";
+import { makeDirectory, readIfPresent, writeAtomically } from "./atomic-file.ts";
 import { loadConfig, type Config } from "./config.ts";
 import { ControlServer } from "./control-server.ts";
 import { DnsRunner } from "./dns-runner.ts";
@@ -54,7 +54,7 @@ const LEAVE_TIMEOUT_MS = 5_000;
 export async function runDaemon(config: Config, version: string, argv: readonly string[]): Promise<void> {
   const log = createLogger(config.logLevel, config.logFormat);
   const random = systemRandom();
-  mkdirSync(config.runDir, { recursive: true, mode: 0o755 });
+  makeDirectory(config.runDir, 0o755);
   const store = Store.open(config.dataDir);
   try {
     await runLocked(config, version, argv, log, random, store);
@@ -251,11 +251,12 @@ function untilStopped(config: Config, argv: readonly string[], agent: Agent, log
   });
 }
 
-/** Says goodbye so that nobody has to find out; the endpoints' rows go, their interfaces stay. */
+/** Says goodbye so that nobody has to find out. Endpoints that run on keep their rows as well as their interfaces. */
 async function leave(agent: Agent): Promise<void> {
   const left = new Promise<void>((resolve) => (agent.onLeft = resolve));
   const tooLong = new Promise<void>((resolve) => setTimeout(resolve, LEAVE_TIMEOUT_MS).unref());
-  agent.loop.step({ type: "leave", timeoutMs: 1_000 });
+  const rest = agent.endpoints.all().some((record) => record.kind === "user");
+  agent.loop.step({ type: "leave", timeoutMs: 1_000, rest });
   await Promise.race([left, tooLong]);
 }
 

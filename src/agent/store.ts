@@ -2,7 +2,6 @@ import {
   closeSync,
   fsyncSync,
   linkSync,
-  mkdirSync,
   openSync,
   readFileSync,
   renameSync,
@@ -14,6 +13,7 @@ import {
 import { join } from "node:path";
 import { DecodeError, errorCode, errorText, NetError } from "../base/error.ts";
 import { decodeSnapshot, type Snapshot } from "../wire/state/snapshot.ts";
+import { makeDirectory } from "./atomic-file.ts";
 
 const STATE_FILE = "state.bin";
 const LOCK_FILE = "lock";
@@ -37,13 +37,13 @@ export class Store {
 
   /**
    * Locks the directory (made when missing) and reads the state.
-   * @throws NetError `data-dir-failed`, `data-dir-in-use` (names the holder's pid), `state-corrupt` (the file is
+   * @throws NetError `directory-failed`, `data-dir-failed`, `data-dir-in-use` (names the holder's pid), `state-corrupt` (the file is
    * kept aside under another name)
    */
   static open(directory: string): Store {
     const path = join(directory, LOCK_FILE);
     try {
-      mkdirSync(directory, { recursive: true, mode: 0o700 });
+      makeDirectory(directory, 0o700);
       takeLock(directory, path);
     } catch (error) {
       if (error instanceof NetError) throw error;

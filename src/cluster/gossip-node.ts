@@ -44,8 +44,11 @@ export type GossipInput =
     }
   | { readonly type: "networkdb"; readonly input: NetworkDbInput }
   | { readonly type: "state"; readonly input: StateInput }
-  /** Says goodbye on all levels; the effect `left` follows. */
-  | { readonly type: "leave"; readonly timeoutMs: number }
+  /**
+   * Says goodbye; the effect `left` follows. A node that rests leaves memberlist but not NetworkDB: its endpoints run
+   * on without it, and it is expected back.
+   */
+  | { readonly type: "leave"; readonly timeoutMs: number; readonly rest?: boolean }
   /** Other keys, from now on; connections under way keep the ones they began with. */
   | { readonly type: "set-keys"; readonly keys: readonly Uint8Array[] }
   | {
@@ -263,7 +266,7 @@ export class GossipNode {
         return this.#state(input.input, now);
       case "leave":
         this.#leaving = { timeoutMs: input.timeoutMs };
-        return this.#networkDb({ type: "leave" }, now);
+        return input.rest === true ? this.#leaveMembership(now) : this.#networkDb({ type: "leave" }, now);
       case "set-keys":
         this.#sealing = { ...this.#sealing, keys: input.keys };
         return this.#swim({ type: "packet-overhead", bytes: packetOverhead(this.#sealing) }, now);
@@ -536,8 +539,11 @@ export class GossipNode {
         break;
       case "member-left": {
         const name = nodeName(effect.member.name);
-        this.#networkDb({ type: "member-left", name, graceful: effect.member.state === "left" }, now);
-        if (this.#peers.has(name)) this.#state({ type: "member-left", name }, now);
+        const netagent = this.#peers.has(name);
+        // A netagent that leaves for good says so in NetworkDB first.
+        const how = effect.member.state !== "left" ? "failed" : netagent ? "resting" : "left";
+        this.#networkDb({ type: "member-left", name, how }, now);
+        if (netagent) this.#state({ type: "member-left", name }, now);
         break;
       }
       case "leave-done":
@@ -596,9 +602,7 @@ export class GossipNode {
           this.#swim({ type: "join", request: 0, addresses: [effect.address] }, now);
           break;
         case "left":
-          if (this.#leaving === undefined) break;
-          if (this.#serf === undefined) this.#leaveSwim(now);
-          else this.#swimLeaveAt = this.#serf.leave(this.#leaving.timeoutMs, now);
+          this.#leaveMembership(now);
           break;
         case "row-changed":
         case "network-changed":
@@ -648,6 +652,13 @@ export class GossipNode {
   ): void {
     const request = this.#encodeStream({ type: "user", payload }, "request", this.#sealing);
     this.#dial(address, { kind: "user", to, address, request, origin }, this.#options.swim.tcpTimeoutMs, now);
+  }
+
+  /** Serf's goodbye, where there is serf, comes before memberlist's. */
+  #leaveMembership(now: Instant): void {
+    if (this.#leaving === undefined) return;
+    if (this.#serf === undefined) this.#leaveSwim(now);
+    else this.#swimLeaveAt = this.#serf.leave(this.#leaving.timeoutMs, now);
   }
 
   #leaveSwim(now: Instant): void {

@@ -45,6 +45,8 @@ export interface NetworkDbConfig {
   readonly leaveTimeoutMs: number;
   /** How long rows of a restarted node stay visible while its successor writes them anew. */
   readonly inheritMs: number;
+  /** How long the rows of a resting node stay visible: long enough for a restart, short for a host that goes down. */
+  readonly restMs: number;
   /** Re-issues of own rows that others claim to be dead or different, per `reapIntervalMs`. */
   readonly reassertionsPerInterval: number;
 
@@ -87,6 +89,7 @@ export const DEFAULT_NETWORKDB_CONFIG: NetworkDbConfig = {
   rejoinEffortMs: 10_000,
   leaveTimeoutMs: 5_000,
   inheritMs: 30_000,
+  restMs: 10_000,
   reassertionsPerInterval: 200,
 
   maxRowsPerNetwork: 400_000,

@@ -21,7 +21,7 @@ export type Timer =
   | "reconnect"
   | "rejoin"
   | "rejoin-try"
-  | "inheritance"
+  | "grace"
   | "leave"
   | "join-sync"
   | "bulk-sync"
@@ -57,7 +57,7 @@ export type CounterName =
   | "rows-reaped"
   | "member-reincarnated";
 
-/** What a reader may see of a row. `inherited`: its owner restarted; visible until the successor wrote it anew. */
+/** What a reader may see of a row. `inherited`: its owner rests or restarted; visible until it, or its successor, is back. */
 export type RowState = "live" | "inherited" | "suspended" | "tombstone";
 
 /** The state all parts of a NetworkDb work on. Decisions are in the parts; this only holds and reports. */
@@ -114,7 +114,7 @@ export class Database {
     if (entry.owner === this.self) return "live";
     const owner = this.nodes.get(entry.owner);
     if (owner?.state === "active") return "live";
-    return owner?.heir === undefined ? "suspended" : "inherited";
+    return owner?.rowsVisible === true ? "inherited" : "suspended";
   }
 
   /** The value readers see, undefined for a tombstone or a suspended row. */

@@ -3,6 +3,7 @@ import type { NetworkId, NodeName } from "../base/id.ts";
 import type { SocketAddr } from "../base/ip.ts";
 import { after, earliest, type Instant } from "../base/time.ts";
 import type { Database } from "./database.ts";
+import type { Entry } from "./entry.ts";
 import type { Node } from "./node-list.ts";
 import { reportChange } from "./watch.ts";
 
@@ -29,16 +30,19 @@ export function memberJoined(db: Database, name: NodeName, address: SocketAddr, 
 }
 
 /**
- * memberlist considers the node dead or left. Without a leave event before it probably crashed.
- * Returns a node that is active again by this: one the dead node had been taken for the successor of.
+ * How a member went: `failed`, without a word; `left`, for good; `resting`, it left memberlist but not NetworkDB, so
+ * that its endpoints run on without it and it is expected back.
  */
-export function memberLeft(db: Database, name: NodeName, graceful: boolean, now: Instant): Node | undefined {
+export type Departure = "failed" | "left" | "resting";
+
+/** Returns a node that is active again by this: one the departed node had been taken for the successor of. */
+export function memberLeft(db: Database, name: NodeName, how: Departure, now: Instant): Node | undefined {
   const node = db.nodes.get(name);
   if (node === undefined) return undefined;
   node.aliveInMemberlist = false;
   if (node.state !== "left") {
-    if (graceful) markLeft(db, node, now);
-    else if (node.state === "active") markFailed(db, node, now);
+    if (how === "left") markLeft(db, node, now);
+    else if (node.state === "active") markFailed(db, node, how === "resting", now);
   }
   const mistaken = db.nodes
     .othersAt(node.address, name)
@@ -76,15 +80,16 @@ export function forgetNode(db: Database, node: Node): void {
   db.nodes.delete(node.name);
 }
 
-/** Ends every inheritance that is due and arms the timer for the next. */
-export function expireInheritances(db: Database, now: Instant): void {
+/** Ends every grace that is due and arms the timer for the next. */
+export function expireGraces(db: Database, now: Instant): void {
   let next: Instant | undefined;
   for (const node of db.nodes) {
-    if (node.inheritedUntil === undefined) continue;
-    if (node.inheritedUntil <= now) endInheritance(db, node);
-    else next = earliest(next, node.inheritedUntil);
+    if (node.graceUntil === undefined) continue;
+    if (node.graceUntil > now) next = earliest(next, node.graceUntil);
+    else if (node.heir !== undefined) endInheritance(db, node);
+    else endRest(db, node);
   }
-  if (next !== undefined) db.timers.set("inheritance", next);
+  if (next !== undefined) db.timers.set("grace", next);
 }
 
 /** Drops the rows of `owner`, in one network or in all; visible ones are reported as deleted. */
@@ -102,12 +107,11 @@ export function dropRowsOf(db: Database, owner: NodeName, network?: NetworkId): 
 
 /** Back from failed or left: participant again where it was attached, and what was suspended is visible again. */
 function activate(db: Database, node: Node, now: Instant): void {
-  const wasVisible = node.heir !== undefined;
+  const wasVisible = node.rowsVisible;
   node.state = "active";
   node.reapAt = undefined;
   node.replaced = false;
-  node.heir = undefined;
-  node.inheritedUntil = undefined;
+  endGrace(node);
   for (const [network, attachment] of db.attachments.remotesOf(node.name)) {
     if (!attachment.leaving) db.setParticipant(network, node.name, true);
   }
@@ -127,9 +131,12 @@ function activate(db: Database, node: Node, now: Instant): void {
 
 /**
  * Crashed or cut off: not a peer any more, but its attachments are kept and its rows are only suspended, so that a
- * short outage forgets no names (moby 53141; upstream master does the same).
+ * short outage forgets no names (moby 53141; upstream master does the same). Those of a resting node are suspended only
+ * when it does not come back.
  */
-function markFailed(db: Database, node: Node, now: Instant): void {
+function markFailed(db: Database, node: Node, resting: boolean, now: Instant): void {
+  if (resting) setGrace(db, node, after(now, db.config.restMs));
+  node.rowsVisible = resting;
   node.state = "failed";
   node.reapAt ??= after(now, db.config.nodeReapMs);
   for (const network of db.attachments.remotesOf(node.name).keys()) {
@@ -140,30 +147,41 @@ function markFailed(db: Database, node: Node, now: Instant): void {
     rows.forEach((table, key, entry) => {
       if (entry.owner !== node.name || entry.deleted) return;
       rows.setReapAt(entry, reapAt);
-      reportChange(db, { network, table, key }, { owner: node.name, value: entry.value }, undefined);
+      if (!resting) reportSuspended(db, network, table, key, entry);
     });
   }
 }
 
+/** A resting node did not come back: now it counts as failed to the readers, too. */
+function endRest(db: Database, node: Node): void {
+  endGrace(node);
+  for (const { network, rows } of db.attachments.own.values()) {
+    rows.forEach((table, key, entry) => {
+      if (entry.owner === node.name && !entry.deleted) reportSuspended(db, network, table, key, entry);
+    });
+  }
+}
+
+function reportSuspended(db: Database, network: NetworkId, table: string, key: string, entry: Entry): void {
+  reportChange(db, { network, table, key }, { owner: entry.owner, value: entry.value }, undefined);
+}
+
 /**
  * The same address and port under a new name is a restarted agent: the old name has left. Its rows are not dropped
- * as upstream does, but stay visible until the new name wrote the same keys, so that a restart cuts no connection.
+ * as upstream does, but stay as they are, visible or suspended, until the new name wrote the same keys, so that a
+ * restart cuts no connection.
  */
 function retirePredecessor(db: Database, successor: NodeName, address: SocketAddr, now: Instant): void {
   const node = db.nodes.predecessorAt(address, successor);
   if (node === undefined) return;
   db.count("member-reincarnated");
   node.replaced = true;
-  if (node.state === "failed") {
-    markLeft(db, node, now);
-    return;
-  }
   node.heir = successor;
-  node.inheritedUntil = after(now, db.config.inheritMs);
+  if (node.state === "active") node.rowsVisible = true;
+  setGrace(db, node, after(now, db.config.inheritMs));
   retire(db, node, now);
   // Restarted twice in a row: what the old name inherited goes on to the new one.
   for (const other of db.nodes) if (other.heir === node.name) other.heir = successor;
-  db.timers.set("inheritance", earliest(db.timers.get("inheritance"), node.inheritedUntil) ?? now);
 }
 
 function retire(db: Database, node: Node, now: Instant): void {
@@ -177,6 +195,16 @@ function retire(db: Database, node: Node, now: Instant): void {
 
 function endInheritance(db: Database, node: Node): void {
   dropRowsOf(db, node.name);
+  endGrace(node);
+}
+
+function setGrace(db: Database, node: Node, until: Instant): void {
+  node.graceUntil = until;
+  db.timers.set("grace", earliest(db.timers.get("grace"), until) ?? until);
+}
+
+function endGrace(node: Node): void {
   node.heir = undefined;
-  node.inheritedUntil = undefined;
+  node.rowsVisible = false;
+  node.graceUntil = undefined;
 }

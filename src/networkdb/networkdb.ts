@@ -18,7 +18,7 @@ import type { NetworkDbEffect, RefusalReason, RowChange } from "./effect.ts";
 import type { Entry } from "./entry.ts";
 import { TableGossip } from "./gossip.ts";
 import { deleteRow, issueNodeEvent, joinNetwork, leaveNetwork, nodeEventName, putRow } from "./local.ts";
-import { expireInheritances, heardFrom, memberJoined, memberLeft } from "./membership.ts";
+import { expireGraces, heardFrom, memberJoined, memberLeft, type Departure } from "./membership.ts";
 import {
   mergeAttachment,
   mergeEarlyEvents,
@@ -33,8 +33,8 @@ import { snapshot, type RowFilter } from "./watch.ts";
 export type NetworkDbInput =
   /** memberlist considers the node alive: new, returned, or with another address. Members precede the user state of their push/pull. */
   | { readonly type: "member-joined"; readonly name: NodeName; readonly address: SocketAddr }
-  /** Dead or left. `graceful`: memberlist's own state is "left"; otherwise only a node-leave event received before makes it so. */
-  | { readonly type: "member-left"; readonly name: NodeName; readonly graceful?: boolean }
+  /** Dead or left in memberlist. After a node-leave event of its own a node has left, whatever `how` says. */
+  | { readonly type: "member-left"; readonly name: NodeName; readonly how: Departure }
   /** The payload of a memberlist user message of GossipMessage type 1–6. */
   | { readonly type: "user-message"; readonly bytes: Uint8Array; readonly via: "packet" | "stream" }
   /** The user state of a push/pull, after its members were merged. */
@@ -89,7 +89,7 @@ export interface RowView {
   readonly value: Uint8Array;
   /** Lamport time of the table clock. */
   readonly time: number;
-  /** `suspended`: its owner failed. `inherited`: its owner restarted under a new name. Both still have an owner. */
+  /** `suspended`: its owner failed. `inherited`: its owner rests, or restarted under a new name. Both still have an owner. */
   readonly state: RowState;
   /** When this node learned this version. */
   readonly changedAt: Instant;
@@ -152,7 +152,7 @@ export class NetworkDb {
         this.#memberJoined(input.name, input.address, now);
         break;
       case "member-left":
-        this.#memberLeft(input.name, input.graceful === true, now);
+        this.#memberLeft(input.name, input.how, now);
         break;
       case "user-message":
         this.#receive(input.bytes, "gossip", 0, now);
@@ -309,8 +309,8 @@ export class NetworkDb {
     if ((alone && arrival !== "refused") || rejoined) issueNodeEvent(this.#db, "join");
   }
 
-  #memberLeft(name: NodeName, graceful: boolean, now: Instant): void {
-    const back = memberLeft(this.#db, name, graceful, now);
+  #memberLeft(name: NodeName, how: Departure, now: Instant): void {
+    const back = memberLeft(this.#db, name, how, now);
     this.#bulkSync.peerFailed(name, now);
     if (back !== undefined) this.#bulkSync.withPeer(back.name, now);
   }
@@ -402,8 +402,8 @@ export class NetworkDb {
         return this.#rejoin.checkBootstrap(now);
       case "rejoin-try":
         return this.#rejoin.tryBootstrap(now);
-      case "inheritance":
-        return expireInheritances(this.#db, now);
+      case "grace":
+        return expireGraces(this.#db, now);
       case "leave":
         return this.#checkLeft(now);
       case "join-sync":

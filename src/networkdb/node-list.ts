@@ -16,9 +16,12 @@ export interface Node {
   aliveInMemberlist: boolean;
   /** It left because another name came up at its address. */
   replaced: boolean;
-  /** Of a replaced node whose rows stay visible: who replaced it, and until when. */
+  /** Its rows are shown although it is not active: it was replaced while active, or is resting. */
+  rowsVisible: boolean;
+  /** Of a replaced node: who writes its rows anew. */
   heir: NodeName | undefined;
-  inheritedUntil: Instant | undefined;
+  /** When what an heir has not written is dropped, or the rows of a resting node are suspended. */
+  graceUntil: Instant | undefined;
 }
 
 /** The nodes other than this one, by name. */
@@ -46,8 +49,9 @@ export class NodeList {
       reapAt: undefined,
       aliveInMemberlist: true,
       replaced: false,
+      rowsVisible: false,
       heir: undefined,
-      inheritedUntil: undefined,
+      graceUntil: undefined,
     };
     this.#nodes.set(name, node);
     return node;

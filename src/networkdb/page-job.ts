@@ -113,7 +113,7 @@ export class PageJob {
 
 /** Whether peers can use the row: of a node replaced by another name they have no attachment to judge it by. */
 export function isShared(db: Database, entry: Entry): boolean {
-  return db.rowState(entry) !== "inherited";
+  return db.nodes.get(entry.owner)?.heir === undefined;
 }
 
 function toEvent(network: NetworkId, table: string, key: string, entry: Entry, now: Instant): TableEvent {

@@ -80,6 +80,18 @@ test("a damaged state is refused, kept aside, and the lock is given up", () => {
   });
 });
 
+test("a directory that cannot be made is refused, also where the kernel says that what is above does not exist", () => {
+  for (const directory of ["/proc/nowhere", "/proc/nowhere/below", "/dev/null/below"]) {
+    assert.throws(
+      () => Store.open(directory),
+      (error) =>
+        error instanceof NetError &&
+        error.code === "directory-failed" &&
+        error.message.startsWith(`make directory ${directory}: `),
+    );
+  }
+});
+
 test("a save that a crash interrupts leaves the state before it", () => {
   withDirectory((directory) => {
     const store = Store.open(directory);

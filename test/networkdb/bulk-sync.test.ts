@@ -158,7 +158,7 @@ test("a peer that cannot be reached is a failure, and another is asked", () => {
   assert.equal(lone.counter("bulk-sync-failed"), 1);
   assert.equal(second.length, 1);
   assert.notEqual(second[0], failed);
-  lone.handle({ type: "member-left", name: second[0] ?? failed });
+  lone.handle({ type: "member-left", name: second[0] ?? failed, how: "failed" });
   assert.equal(lone.counter("bulk-sync-failed"), 2);
   assert.equal(lone.counter("bulk-sync-succeeded"), 0);
   assert.ok(

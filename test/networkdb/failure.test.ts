@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { nodeName } from "../../src/base/id.ts";
-import { changesIn, gossipIn, Lone, NET, TABLE } from "./lone.ts";
+import { addressOf, changesIn, gossipIn, Lone, NET, TABLE } from "./lone.ts";
 import { forEachSeed, network, World } from "./world.ts";
 
 const MINUTE = 60_000;
@@ -25,6 +25,42 @@ test("rows of a failed owner vanish once and come back on its return with nothin
   });
   assert.deepEqual(changesIn(back), ["k: - → v"]);
   assert.ok(lone.db.participants(NET).includes(nodeName("a")));
+});
+
+test("a resting owner's rows stay visible for a restart's time, then are suspended", () => {
+  const lone = attached();
+  lone.event({ node: "a", key: "k", time: 1, value: "v" });
+  assert.deepEqual(changesIn(lone.lose("a", "resting")), []);
+  assert.equal(lone.stored("k")?.state, "inherited");
+  assert.ok(!lone.db.participants(NET).includes(nodeName("a")), "not picked as a peer meanwhile");
+  assert.deepEqual(changesIn(lone.pass(9_000)), []);
+  assert.deepEqual(changesIn(lone.pass(2_000)), ["k: v → -"]);
+  assert.equal(lone.stored("k")?.state, "suspended");
+  const back = lone.handle({
+    type: "member-joined",
+    name: nodeName("a"),
+    address: lone.db.nodes()[0]!.address,
+  });
+  assert.deepEqual(changesIn(back), ["k: - → v"]);
+});
+
+test("a restarted owner's rows stay as they were, visible or suspended, until it wrote them again", () => {
+  for (const how of ["resting", "failed"] as const) {
+    const lone = attached();
+    lone.event({ node: "a", key: "again", time: 500, value: "v" });
+    lone.event({ node: "a", key: "gone", time: 501, value: "v" });
+    lone.lose("a", how);
+    const state = how === "resting" ? "inherited" : "suspended";
+    const back = lone.handle({ type: "member-joined", name: nodeName("a2"), address: addressOf(1) });
+    assert.deepEqual(changesIn(back), [], "no entry is taken away and put back");
+    assert.equal(lone.stored("again")?.state, state);
+    lone.networkEvent("a2", "join");
+    const wrote = changesIn(lone.event({ node: "a2", key: "again", time: 1, value: "v" }));
+    assert.deepEqual(wrote, how === "resting" ? ["again: v → v"] : ["again: - → v"]);
+    assert.deepEqual(changesIn(lone.pass(31_000)), how === "resting" ? ["gone: v → -"] : []);
+    assert.equal(lone.stored("gone"), undefined);
+    assert.equal(lone.value("again"), "v");
+  }
 });
 
 test("a failed node is not gossiped to, even when it was the only one", () => {
@@ -70,7 +106,7 @@ test("failed, then left: dropped without a second delete", () => {
   const lone = attached();
   lone.event({ node: "a", key: "k", time: 1, value: "v" });
   lone.lose("a");
-  assert.deepEqual(changesIn(lone.handle({ type: "member-left", name: nodeName("a"), graceful: true })), []);
+  assert.deepEqual(changesIn(lone.handle({ type: "member-left", name: nodeName("a"), how: "left" })), []);
   assert.equal(lone.stored("k"), undefined);
 });
 
@@ -138,7 +174,7 @@ test("of a node that left nothing is remembered", () => {
     lone.event({ node: "a", key: "dead", time: 2, change: "delete" });
     const effects =
       goodbye === "memberlist"
-        ? lone.handle({ type: "member-left", name: nodeName("a"), graceful: true })
+        ? lone.handle({ type: "member-left", name: nodeName("a"), how: "left" })
         : lone.receive({ type: "node-event", change: "leave", time: 300, node: nodeName("a") });
     assert.deepEqual(changesIn(effects), ["k: v → -"]);
     assert.deepEqual(changesIn(lone.lose("a")), [], "memberlist's own notice changes nothing more");

@@ -5,6 +5,7 @@ import { seededRandom } from "../../src/base/random.ts";
 import { after, instant, type Instant } from "../../src/base/time.ts";
 import { networkDbConfig, type NetworkDbConfig } from "../../src/networkdb/config.ts";
 import type { NetworkDbEffect, RowChange } from "../../src/networkdb/effect.ts";
+import type { Departure } from "../../src/networkdb/membership.ts";
 import { NetworkDb, type NetworkDbInput } from "../../src/networkdb/networkdb.ts";
 import { BulkSyncPayload } from "../../src/wire/networkdb/bulk-sync.ts";
 import {
@@ -62,8 +63,8 @@ export class Lone {
     return nodeName(name);
   }
 
-  lose(name: string): NetworkDbEffect[] {
-    return this.handle({ type: "member-left", name: nodeName(name) });
+  lose(name: string, how: Departure = "failed"): NetworkDbEffect[] {
+    return this.handle({ type: "member-left", name: nodeName(name), how });
   }
 
   /** A member that is on the network. */

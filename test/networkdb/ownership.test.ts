@@ -214,7 +214,7 @@ test("inherited rows go when the heir leaves, and pass on when it restarts once 
   assert.deepEqual(changesIn(lone.event({ node: "a3", key: "k", time: 1, value: "new" })), ["k: old → new"]);
   lone.event({ node: "b", key: "l", time: 501, value: "old" });
   lone.handle({ type: "member-joined", name: nodeName("b2"), address: addressOf(2) });
-  const goodbye = lone.handle({ type: "member-left", name: nodeName("b2"), graceful: true });
+  const goodbye = lone.handle({ type: "member-left", name: nodeName("b2"), how: "left" });
   assert.deepEqual(changesIn(goodbye), ["l: old → -"]);
 });
 

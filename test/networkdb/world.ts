@@ -6,6 +6,7 @@ import { pick, randomInt, sample, seededRandom, type Random } from "../../src/ba
 import { after, instant, type Instant } from "../../src/base/time.ts";
 import { networkDbConfig, type NetworkDbConfig } from "../../src/networkdb/config.ts";
 import type { NetworkDbEffect, RowChange } from "../../src/networkdb/effect.ts";
+import type { Departure } from "../../src/networkdb/membership.ts";
 import { NetworkDb, type NetworkDbInput } from "../../src/networkdb/networkdb.ts";
 import { OldPeer } from "./old-peer.ts";
 
@@ -378,7 +379,7 @@ export class WorldNode {
     this.handle({ type: "leave" });
     const wait = (): void => {
       if (!this.goodbyeSaid) return this.world.schedule(50, wait);
-      this.world.spread(this, (other) => other.forgets(this, true));
+      this.world.spread(this, (other) => other.forgets(this, "left"));
       this.world.schedule(1_000, () => this.crash());
     };
     wait();
@@ -395,15 +396,15 @@ export class WorldNode {
     if (!this.world.reachable(this, other)) this.losesSight(other);
   }
 
-  forgets(other: WorldNode, graceful: boolean): void {
+  forgets(other: WorldNode, how: Departure): void {
     if (!this.view.delete(other)) return;
-    this.handle({ type: "member-left", name: other.name, graceful });
+    this.handle({ type: "member-left", name: other.name, how });
   }
 
   /** Probes fail from now on: suspect, then dead, unless it is reachable again in time. */
   losesSight(other: WorldNode): void {
     this.world.schedule(4_000 + randomInt(this.world.random, 3_000), () => {
-      if (this.alive && !this.world.reachable(this, other)) this.forgets(other, false);
+      if (this.alive && !this.world.reachable(this, other)) this.forgets(other, "failed");
     });
   }
 
