@@ -68,6 +68,23 @@ scenario(
   },
 );
 
+scenario("a full subnet and seeds that nobody answers at are told in one line", async (lab) => {
+  const [node1, node2] = await lab.swarm(2);
+  assert.ok(node1 && node2);
+  await node1.ctl("network", "create", "tiny", "--subnet", "10.7.0.0/29");
+  const box = lab.sandbox(node1, "box");
+  const attachNext = (index: number): Promise<CommandResult> =>
+    node1.netctl("attach", "--network", "tiny", "--netns", box.netns, "--ifname", `eth${index}`);
+  let given = 0;
+  let result = await attachNext(given);
+  for (; result.code === 0 && given < 6; result = await attachNext(given)) given++;
+  assert.ok(given >= 3, `only ${given} of the 5 addresses beside the gateway were given`);
+  refused(result, 1, /tiny|10\.7\.0\.0\/29/);
+  refused(await node1.netctl("join", "--timeout", "2s", "192.168.1.250"), 1, /192\.168\.1\.250/);
+  refused(await node1.netctl("join", "--timeout", "2s", "no-such-host.invalid"), 1, /no-such-host\.invalid/);
+  assert.deepEqual(await aliveNames(node1), ["node1", "node2"]);
+});
+
 scenario("wrong usage is told apart: exit code 2", async (lab) => {
   const [node1] = await lab.swarm(1);
   assert.ok(node1);
@@ -103,6 +120,8 @@ scenario("an agent that cannot start says why in one line and changes nothing", 
     [["--config", "/no/such/file"], /\/no\/such\/file/],
     [["--config", badKey], /advertize-addr.*advertise-addr/],
     [["--data-dir", "/dev/null/nowhere"], /\/dev\/null\/nowhere/],
+    [["--data-dir", "/proc/nowhere"], /\/proc\/nowhere/],
+    [["--run-dir", "/proc/nowhere"], /\/proc\/nowhere/],
   ] as const) {
     wrong.push(...notRefused(await node1.runAgent(flags), undefined, named));
   }
