@@ -147,7 +147,9 @@ export class Claims {
     context.queue.queue(claim.node, claim, context.encode(claim), via.place);
     member.incarnation = claim.incarnation;
     context.members.become(member, "suspect", now);
-    const terms = suspicionTerms(context.config, context.members.size);
+    // memberlist counts the dead, too, whom it then waits for to confirm: after restarts, which leave dead names, a
+    // small cluster would take three times as long to judge.
+    const terms = suspicionTerms(context.config, context.members.present);
     this.#suspicions.start(claim.node, claim.from, terms, now);
     context.emit({ type: "member-suspected", member, accuser: claim.from });
     return true;

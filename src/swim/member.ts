@@ -107,6 +107,7 @@ export class MemberTable {
   readonly #order: MemberRecord[] = [];
   readonly #random: Random;
   #alive = 0;
+  #present = 0;
   #turn = 0;
 
   constructor(random: Random) {
@@ -116,6 +117,11 @@ export class MemberTable {
   /** Members in state alive, this node included. */
   get alive(): number {
     return this.#alive;
+  }
+
+  /** Members alive or suspect, this node included. */
+  get present(): number {
+    return this.#present;
   }
 
   get size(): number {
@@ -137,15 +143,15 @@ export class MemberTable {
   /** Puts it at a random place, so that no joining order shows in the probing order. */
   add(member: MemberRecord): void {
     this.#byName.set(member.name, member);
-    if (member.state === "alive") this.#alive++;
+    this.#tally(member, 1);
     const last = this.#order.push(member) - 1;
     this.#swap(last, randomInt(this.#random, this.#order.length));
   }
 
   become(member: MemberRecord, state: MemberState, now: Instant): void {
-    if (member.state === "alive") this.#alive--;
-    if (state === "alive") this.#alive++;
+    this.#tally(member, -1);
     member.state = state;
+    this.#tally(member, 1);
     member.changedAt = now;
   }
 
@@ -160,7 +166,7 @@ export class MemberTable {
     for (const member of this.#order) {
       if (gone(member)) {
         this.#byName.delete(member.name);
-        if (member.state === "alive") this.#alive--;
+        this.#tally(member, -1);
         dropped.push(member);
       } else this.#order[kept++] = member;
     }
@@ -198,6 +204,11 @@ export class MemberTable {
       if (member !== undefined && fits(member)) picked.push(member);
     }
     return picked;
+  }
+
+  #tally(member: MemberRecord, by: 1 | -1): void {
+    if (member.state === "alive") this.#alive += by;
+    if (member.present) this.#present += by;
   }
 
   #swap(i: number, j: number): void {

@@ -219,6 +219,16 @@ test("a suspect that stays silent is dead when its time is up, not earlier", () 
   assert.deepEqual(left.reason, { why: "timeout", confirmations: 0 });
 });
 
+test("the dead are not waited for to confirm: old names of restarted members slow no verdict", () => {
+  const node = new LoneNode();
+  node.meet(3);
+  for (const gone of ["n2", "n3"]) node.hear(1, { type: "dead", incarnation: 1, node: gone, from: "n1" });
+  node.hear(9, { type: "suspect", incarnation: 1, node: "n1", from: "n9" });
+  // Four seconds, as if the dead had never been; with them among the four members it would be 24.
+  const left = one(node.advance(4_200), "member-left");
+  assert.equal(left.member.name, "n1");
+});
+
 test("a verdict that confirmations make overdue is no stall of ours", () => {
   const node = new LoneNode();
   node.meet(8);
