@@ -6,10 +6,11 @@ import { endpointId, randomHex, type NetworkId, type NodeName } from "../base/id
 import { formatSocketAddr, type SocketAddr } from "../base/ip.ts";
 import { macFromIpv4 } from "../base/mac.ts";
 import type { Random } from "../base/random.ts";
+import type { Sliced } from "../base/sliced.ts";
 import { after, type Instant } from "../base/time.ts";
 import type { Dataplane } from "../kernel/dataplane.ts";
 import {
-  desiredOverlay,
+  deriveOverlay,
   overlayMtu,
   type DesiredOverlay,
   type LinkKind,
@@ -118,10 +119,10 @@ export class Agent {
   }
 
   /** What the other netagents and we ourselves have been told so far decides what is desired. */
-  desired(network: NetworkId): DesiredOverlay {
+  desired(network: NetworkId): Sliced<DesiredOverlay> {
     const view = this.loop.node.state.network(network);
     const vtep = this.config.dataPathAddrs[0] ?? this.config.advertise.ip;
-    return desiredOverlay({
+    return deriveOverlay({
       network:
         view === undefined ? goneNetwork(network, this.config.dataPathPort) : this.overlayNetwork(view),
       linkKind: this.#parts.linkKind,

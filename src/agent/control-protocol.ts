@@ -184,6 +184,8 @@ export interface InfoView {
   readonly dataDir: string;
   readonly pid: number;
   readonly uptimeSeconds: number;
+  /** How late the event loop was in the last minute or two. */
+  readonly loopDelayMs: { readonly p99: number; readonly longest: number };
 }
 
 export interface PeerView {

@@ -30,6 +30,7 @@ import { Endpoints } from "./endpoints.ts";
 import { GossipLoop, type AgentEffect } from "./gossip-loop.ts";
 import { createHandlers } from "./handlers.ts";
 import { keyQuestion, Keys, loadKeyring } from "./keys.ts";
+import { LoopDelay } from "./loop-delay.ts";
 import { createLogger, type Logger } from "./log.ts";
 import { MeshRunner } from "./mesh-runner.ts";
 import { MetricsServer } from "./metrics.ts";
@@ -113,6 +114,7 @@ async function runLocked(
     underlayMtu,
   });
   const views = new Views(agent);
+  const loopDelay = new LoopDelay();
   const mesh = new MeshRunner(agent);
   const dns = new DnsRunner(agent, random);
   const paths = new PathRunner(agent, random, underlayMtu);
@@ -136,6 +138,7 @@ async function runLocked(
     keys: keyring,
     version,
     dataplaneReason: reason,
+    loopDelay,
     meshSettled: (timeoutMs) => mesh.settled(timeoutMs),
     meshPlan: () => mesh.plan(),
     checkPorts: (ports) =>
@@ -157,6 +160,7 @@ async function runLocked(
           views,
           mesh,
           dns,
+          loopDelay,
           pathCounters: () => paths.prober.counters,
           version,
         });
@@ -189,6 +193,7 @@ async function runLocked(
   rememberPeers();
   await Promise.all([control.close(), metrics?.close(), joining]);
   await leave(agent);
+  loopDelay.close();
   paths.close();
   dns.close();
   mesh.close();

@@ -133,18 +133,18 @@ export class Doctor {
   }
 
   async #drift(): Promise<{ subject: string; steps: string[] }[]> {
-    if (this.#differences().length === 0) return [];
+    if ((await this.#differences()).length === 0) return [];
     await pause(SECOND_LOOK_MS);
     return this.#differences();
   }
 
-  #differences(): { subject: string; steps: string[] }[] {
+  async #differences(): Promise<{ subject: string; steps: string[] }[]> {
     const { agent, mesh } = this.#parts;
     const found: { subject: string; steps: string[] }[] = [];
     for (const network of agent.reconciler.networks) {
       const subject = agent.networkName(network);
       try {
-        const { steps } = agent.reconciler.plan(network);
+        const { steps } = await agent.reconciler.plan(network);
         if (steps.length > 0)
           found.push({ subject, steps: steps.slice(0, MAX_LINES).map((step) => formatStep(network, step)) });
       } catch (error) {

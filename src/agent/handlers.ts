@@ -9,6 +9,7 @@ import { formatStep } from "../overlay/plan.ts";
 import { INGRESS } from "../state/ingress.ts";
 import { resolveHost } from "../transport/gossip-transport.ts";
 import type { Agent } from "./agent.ts";
+import type { LoopDelay } from "./loop-delay.ts";
 import type { PlanView, ParsedParams, Results } from "./control-protocol.ts";
 import type { ControlHandlers, Reporter } from "./control-server.ts";
 import type { EndpointRecord } from "./endpoints.ts";
@@ -25,6 +26,7 @@ export interface HandlerParts {
   /** Brings the routing mesh into agreement with what is desired. @throws NetError when it does not within `timeoutMs`. */
   readonly meshSettled: (timeoutMs: number) => Promise<void>;
   /** What the mesh would change now. */
+  readonly loopDelay: Pick<LoopDelay, "delays">;
   readonly meshPlan: () => PlanView[];
   /** @throws NetError `port-taken` when a process of this node holds a port that is about to be published. */
   readonly checkPorts: (
@@ -169,6 +171,7 @@ export function createHandlers(parts: HandlerParts): ControlHandlers {
 
   return {
     info: () => {
+      const { p99Ms, longestMs } = parts.loopDelay.delays;
       let members = 0;
       for (const member of node.swim.members())
         if (member.state === "alive" || member.state === "suspect") members++;
@@ -188,6 +191,7 @@ export function createHandlers(parts: HandlerParts): ControlHandlers {
         dataDir: agent.config.dataDir,
         pid: process.pid,
         uptimeSeconds: Math.round(process.uptime()),
+        loopDelayMs: { p99: Math.round(p99Ms), longest: Math.round(longestMs) },
       };
     },
     peers: () => views.peers(),
@@ -350,16 +354,17 @@ export function createHandlers(parts: HandlerParts): ControlHandlers {
     },
     tables: ({ network, table, all }) =>
       views.rows(network === undefined ? undefined : node.state.findNetwork(network).id, table, all),
-    plan: ({ network }) => {
+    plan: async ({ network }) => {
       const ids = network === undefined ? [...reconciler.networks] : [node.state.findNetwork(network).id];
-      const overlay = ids.map((id) => {
-        const { steps, blocked } = reconciler.plan(id);
+      const overlay: PlanView[] = [];
+      for (const id of ids) {
+        const { steps, blocked } = await reconciler.plan(id);
         const waiting = blocked.map((one) => `wait for the namespace of ${one.endpoint.ifname}`);
-        return {
+        overlay.push({
           network: agent.networkName(id),
           steps: [...steps.map((step) => formatStep(id, step)), ...waiting],
-        };
-      });
+        });
+      }
       return network === undefined ? [...overlay, ...parts.meshPlan()] : overlay;
     },
     events: ({ sinceMs, follow }, reporter) => streamEvents(agent, sinceMs, follow, reporter),

@@ -1,9 +1,9 @@
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
-import { monitorEventLoopDelay, type IntervalHistogram } from "node:perf_hooks";
 import { Counter, Gauge, Registry } from "prom-client";
 import { NetError } from "../base/error.ts";
 import type { Agent } from "./agent.ts";
 import type { DnsRunner } from "./dns-runner.ts";
+import type { LoopDelay } from "./loop-delay.ts";
 import type { MeshRunner } from "./mesh-runner.ts";
 import type { Views } from "./views.ts";
 
@@ -13,6 +13,7 @@ export interface MetricSources {
   readonly views: Pick<Views, "peers" | "services" | "networks" | "endpoints">;
   readonly mesh: Pick<MeshRunner, "counters">;
   readonly dns: Pick<DnsRunner, "counters">;
+  readonly loopDelay: Pick<LoopDelay, "delays">;
   /** Probes sent, answered and so on, by name. */
   readonly pathCounters: () => Readonly<Record<string, number>>;
   readonly version: string;
@@ -24,13 +25,11 @@ type Sample = readonly [labels: Readonly<Record<string, string>>, value: number]
 /** A slow or hostile scraper may not keep a connection for longer. */
 const REQUEST_TIMEOUT_MS = 5_000;
 const MAX_CONNECTIONS = 16;
-const LAG_RESOLUTION_MS = 20;
 
 /**
- * Every metric of this agent. Nothing is counted here: a scrape reads the counters that the parts keep anyway, so an
- * unscraped agent pays only for the event-loop histogram.
+ * Every metric of this agent. Nothing is counted here: a scrape reads the counters that the parts keep anyway.
  */
-export function createRegistry(sources: MetricSources, lag: IntervalHistogram): Registry {
+export function createRegistry(sources: MetricSources): Registry {
   const registry = new Registry();
   const { agent, views, mesh, dns } = sources;
   const { node, transport } = agent.loop;
@@ -173,18 +172,22 @@ export function createRegistry(sources: MetricSources, lag: IntervalHistogram): 
     byKey("what", Object.entries(sources.pathCounters())),
   );
 
-  gauge("event_loop_lag_seconds", "How late the event loop was since the last scrape.", ["quantile"], () => {
-    // An empty histogram answers NaN for the mean and nonsense for the rest.
-    const seconds = (nanoseconds: number): number =>
-      lag.count === 0 ? 0 : Math.max(0, nanoseconds / 1e9 - LAG_RESOLUTION_MS / 1e3);
-    const samples: Sample[] = [
-      [{ quantile: "0.5" }, seconds(lag.percentile(50))],
-      [{ quantile: "0.99" }, seconds(lag.percentile(99))],
-      [{ quantile: "1" }, seconds(lag.max)],
-    ];
-    lag.reset();
-    return samples;
-  });
+  gauge(
+    "event_loop_lag_seconds",
+    "How late the event loop was in the last minute or two.",
+    ["quantile"],
+    () => {
+      const { p50Ms, p99Ms, longestMs } = sources.loopDelay.delays;
+      return [
+        [{ quantile: "0.5" }, p50Ms / 1e3],
+        [{ quantile: "0.99" }, p99Ms / 1e3],
+        [{ quantile: "1" }, longestMs / 1e3],
+      ];
+    },
+  );
+  gauge("reconciler_longest_slice_seconds", "Longest time it kept the event loop in one go.", [], () => [
+    [{}, agent.reconciler.longestSliceMs / 1e3],
+  ]);
   gauge("resident_memory_bytes", "Memory of the process.", [], () => [[{}, process.memoryUsage.rss()]]);
   return registry;
 }
@@ -192,11 +195,9 @@ export function createRegistry(sources: MetricSources, lag: IntervalHistogram): 
 /** Serves `/metrics` and `/healthz`. Read-only, without secrets: keys and peers' metadata are in no metric. */
 export class MetricsServer {
   readonly #server: Server;
-  readonly #lag: IntervalHistogram;
 
-  private constructor(server: Server, lag: IntervalHistogram) {
+  private constructor(server: Server) {
     this.#server = server;
-    this.#lag = lag;
   }
 
   /** @throws NetError `listen` */
@@ -204,9 +205,7 @@ export class MetricsServer {
     address: { readonly host: string; readonly port: number },
     sources: MetricSources,
   ): Promise<MetricsServer> {
-    const lag = monitorEventLoopDelay({ resolution: LAG_RESOLUTION_MS });
-    lag.enable();
-    const registry = createRegistry(sources, lag);
+    const registry = createRegistry(sources);
     const server = createServer((request, response) => void answer(registry, request, response));
     server.maxConnections = MAX_CONNECTIONS;
     server.requestTimeout = REQUEST_TIMEOUT_MS;
@@ -224,11 +223,10 @@ export class MetricsServer {
     // Afterwards an error concerns one connection.
     server.on("error", () => undefined);
     server.unref();
-    return new MetricsServer(server, lag);
+    return new MetricsServer(server);
   }
 
   async close(): Promise<void> {
-    this.#lag.disable();
     this.#server.closeAllConnections();
     await new Promise<void>((resolve) => this.#server.close(() => resolve()));
   }

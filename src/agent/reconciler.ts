@@ -1,14 +1,18 @@
+import { setTimeout as pause } from "node:timers/promises";
 import { NetError } from "../base/error.ts";
 import type { NetworkId } from "../base/id.ts";
+import type { Sliced } from "../base/sliced.ts";
 import { elapsed, type Instant } from "../base/time.ts";
-import type { AppliedStep, Dataplane } from "../kernel/dataplane.ts";
+import type { Dataplane } from "../kernel/dataplane.ts";
+import { isEntryStep } from "../kernel/neighbors.ts";
 import type { DesiredOverlay } from "../overlay/desired.ts";
-import { formatStep, planOverlay, type OverlayPlan, type OverlayStep } from "../overlay/plan.ts";
+import { derivePlan, formatStep, type OverlayPlan, type OverlayStep } from "../overlay/plan.ts";
+import { Slices } from "./slices.ts";
 
 export interface ReconcilerOptions {
   readonly dataplane: Dataplane;
-  /** What the kernel should look like now; undefined for a network nobody knows any more: its objects go. */
-  readonly desired: (network: NetworkId) => DesiredOverlay;
+  /** What the kernel should look like now; for a network nobody knows any more: nothing, its objects go. */
+  readonly desired: (network: NetworkId) => Sliced<DesiredOverlay>;
   /** False while the tables may be incomplete: forwarding entries are then only added. */
   readonly mayPrune: (network: NetworkId) => boolean;
   readonly now: () => Instant;
@@ -23,9 +27,14 @@ const BREATH_MS = 2;
 const SWEEP_MS = 3_000;
 const RETRY_MIN_MS = 100;
 const RETRY_MAX_MS = 10_000;
+/** Entries written in one go: a few ms in which gossip waits. */
+const CHUNK_STEPS = 512;
+/** A network whose round took longer than this rests as long as it worked: others need the processor, too. */
+const LONG_ROUND_MS = 20;
+const REST_MAX_MS = 1_000;
 
 interface Work {
-  /** Somebody else changed the kernel: trust nothing remembered. */
+  /** Trust nothing remembered: the sweep, and after failures. */
   fresh: boolean;
   /** A change of ours is behind it, so steps are no repair. */
   ours: boolean;
@@ -38,7 +47,10 @@ interface Waiter {
   readonly timer: NodeJS.Timeout;
 }
 
-/** The only writer of the overlay's kernel state: desired − actual, applied, until nothing is left. */
+/**
+ * The only writer of the overlay's kernel state: desired − actual, applied, until nothing is left. Networks are
+ * worked on side by side and in slices, so that seventy thousand entries neither starve gossip nor a small network.
+ */
 export class Reconciler {
   readonly counters = { rounds: 0, steps: 0, failures: 0, repairs: 0 };
   readonly #options: ReconcilerOptions;
@@ -49,6 +61,8 @@ export class Reconciler {
     NetworkId,
     { readonly error: NetError; readonly retryMs: number; readonly since: Instant }
   >();
+  readonly #running = new Set<NetworkId>();
+  readonly #slices = new Slices();
   #timer: NodeJS.Timeout | undefined;
   readonly #sweep: NodeJS.Timeout;
   #closed = false;
@@ -57,8 +71,10 @@ export class Reconciler {
     this.#options = options;
     for (const network of options.dataplane.list()) this.#known.add(network);
     options.dataplane.watch((network) => {
-      if (network === undefined) for (const one of this.#known) this.#mark(one, { fresh: true, ours: false });
-      else this.#mark(network, { fresh: true, ours: false });
+      // What changed is remembered as it is now: there is no need to ask for everything.
+      if (network === undefined)
+        for (const one of this.#known) this.#mark(one, { fresh: false, ours: false });
+      else this.#mark(network, { fresh: false, ours: false });
     });
     this.#sweep = setInterval(() => {
       for (const network of this.#known) this.#mark(network, { fresh: true, ours: false });
@@ -69,6 +85,11 @@ export class Reconciler {
   /** Networks that have, or should have, kernel objects. */
   get networks(): ReadonlySet<NetworkId> {
     return this.#known;
+  }
+
+  /** The longest time reconciling has kept the event loop in one go, ms. */
+  get longestSliceMs(): number {
+    return this.#slices.longestMs;
   }
 
   /** What is wrong with a network just now. */
@@ -106,9 +127,12 @@ export class Reconciler {
   }
 
   /** Desired minus actual, now, without changing anything. @throws NetError when the kernel cannot be asked. */
-  plan(network: NetworkId): OverlayPlan {
-    const desired = this.#options.desired(network);
-    return planOverlay(desired, this.#options.dataplane.read(desired, { fresh: true }));
+  async plan(network: NetworkId): Promise<OverlayPlan & { readonly desired: DesiredOverlay }> {
+    const { dataplane } = this.#options;
+    const desired = await this.#slices.run(this.#options.desired(network));
+    await this.#slices.run(dataplane.refresh(desired, { fresh: true }));
+    const plan = await this.#slices.run(derivePlan(desired, dataplane.read(desired)));
+    return { ...plan, desired };
   }
 
   close(): void {
@@ -129,7 +153,7 @@ export class Reconciler {
       fresh: work.fresh || before?.fresh === true,
       ours: work.ours || before?.ours === true,
     });
-    if (this.#timer === undefined) this.#schedule(BREATH_MS);
+    if (this.#timer === undefined && !this.#running.has(network)) this.#schedule(BREATH_MS);
   }
 
   #schedule(delayMs: number): void {
@@ -140,42 +164,57 @@ export class Reconciler {
   }
 
   #round(): void {
-    const work = [...this.#dirty];
-    this.#dirty.clear();
-    for (const [network, how] of work) {
-      this.counters.rounds++;
-      try {
-        this.#reconcile(network, how);
-      } catch (error) {
-        if (!(error instanceof NetError)) throw error;
-        this.#fail(network, error);
-      }
-    }
-    if (this.#dirty.size > 0 && this.#timer === undefined) this.#schedule(BREATH_MS);
+    for (const network of this.#dirty.keys()) if (!this.#running.has(network)) void this.#work(network);
   }
 
-  #reconcile(network: NetworkId, { fresh, ours }: Work): void {
+  /** Rounds of one network until it is quiet. */
+  async #work(network: NetworkId): Promise<void> {
+    this.#running.add(network);
+    try {
+      for (let how = this.#take(network); how !== undefined; how = this.#take(network)) {
+        this.counters.rounds++;
+        const busy = this.#slices.busyMs;
+        try {
+          await this.#reconcile(network, how);
+        } catch (error) {
+          if (!(error instanceof NetError)) throw error;
+          this.#fail(network, error);
+        }
+        const tookMs = this.#slices.busyMs - busy;
+        if (tookMs > LONG_ROUND_MS) await pause(Math.min(REST_MAX_MS, tookMs), undefined, { ref: false });
+        else if (this.#dirty.has(network)) await pause(BREATH_MS);
+      }
+    } finally {
+      this.#running.delete(network);
+    }
+  }
+
+  #take(network: NetworkId): Work | undefined {
+    const work = this.#closed ? undefined : this.#dirty.get(network);
+    this.#dirty.delete(network);
+    return work;
+  }
+
+  async #reconcile(network: NetworkId, { fresh, ours }: Work): Promise<void> {
     const { dataplane } = this.#options;
-    const desired = this.#options.desired(network);
+    const desired = await this.#slices.run(this.#options.desired(network));
     if (desired.core !== undefined) this.#known.add(network);
-    const actual = dataplane.read(desired, { fresh });
-    const plan = planOverlay(desired, actual);
+    await this.#slices.run(dataplane.refresh(desired, { fresh }));
+    const plan = await this.#slices.run(derivePlan(desired, dataplane.read(desired)));
     const steps = this.#options.mayPrune(network) ? plan.steps : plan.steps.filter((step) => !isPrune(step));
     if (steps.length > 0) {
-      const applied = dataplane.apply(desired, steps);
+      const failed = await this.#slices.run(this.#apply(desired, steps));
       this.counters.steps += steps.length;
       if (!ours) {
         this.counters.repairs += steps.length;
         this.#options.onRepair(network, steps);
       }
-      const failed = firstFailure(applied);
       if (failed !== undefined) return this.#fail(network, failed);
       // What was done must be there when looked at again; a kernel that forgets at once is a failure, too.
-      const left = planOverlay(desired, dataplane.read(desired)).steps.filter(
-        (step) => this.#options.mayPrune(network) || !isPrune(step),
-      );
+      const again = await this.#slices.run(derivePlan(desired, dataplane.read(desired)));
+      const left = again.steps.filter((step) => this.#options.mayPrune(network) || !isPrune(step));
       const first = left[0];
-      if (first !== undefined)
+      if (first !== undefined && !this.#dirty.has(network))
         return this.#fail(
           network,
           new NetError("drift", `${formatStep(network, first)}: done, but the kernel does not show it`),
@@ -192,6 +231,22 @@ export class Reconciler {
     this.#problems.delete(network);
     if (desired.core === undefined) this.#known.delete(network);
     this.#release(network);
+  }
+
+  /** All steps in order, many entries at a time. What failed first, if anything. */
+  *#apply(desired: DesiredOverlay, steps: readonly OverlayStep[]): Sliced<NetError | undefined> {
+    let failed: NetError | undefined;
+    for (let at = 0; at < steps.length;) {
+      if (this.#closed) return failed;
+      const end = chunkEnd(steps, at);
+      const applied = this.#options.dataplane.apply(desired, steps.slice(at, end));
+      for (const { result } of applied) if (result.status === "failed") failed ??= result.error;
+      // What these steps stand on could not be made, and the rest stands on it, too.
+      if (applied.some(({ result }) => result.status === "skipped")) return failed;
+      at = end;
+      yield;
+    }
+    return failed;
   }
 
   #release(network: NetworkId): void {
@@ -224,7 +279,12 @@ function isPrune(step: OverlayStep): boolean {
   return step.type === "delete-neighbor" || step.type === "delete-fdb";
 }
 
-function firstFailure(applied: readonly AppliedStep[]): NetError | undefined {
-  for (const { result } of applied) if (result.status === "failed") return result.error;
-  return undefined;
+/** Where the chunk that begins at `start` ends: it has so many entries, and whatever else is between them. */
+function chunkEnd(steps: readonly OverlayStep[], start: number): number {
+  let end = start;
+  for (let entries = 0; end < steps.length && entries < CHUNK_STEPS; end++) {
+    const step = steps[end];
+    if (step !== undefined && isEntryStep(step)) entries++;
+  }
+  return end;
 }

@@ -78,7 +78,7 @@ export class Tracer {
   }
 
   /** Answers for this node, also when a peer asks. @throws NetError */
-  answer(question: z.output<typeof traceQuestion>): HopView[] {
+  async answer(question: z.output<typeof traceQuestion>): Promise<HopView[]> {
     switch (question.part) {
       case "leave":
         return this.#leave(question);
@@ -236,11 +236,10 @@ export class Tracer {
     return hops.slice(0, MAX_HOPS);
   }
 
-  #leave(question: Extract<z.output<typeof traceQuestion>, { part: "leave" }>): HopView[] {
+  async #leave(question: Extract<z.output<typeof traceQuestion>, { part: "leave" }>): Promise<HopView[]> {
     const { agent, views } = this.#parts;
     const { network, endpoint, ip, mac } = question;
-    const desired = agent.desired(network);
-    const steps = this.#steps(network);
+    const { desired, steps } = await agent.reconciler.plan(network);
     const where = namespaceName(network);
     const hops = [this.#endpointHop(network, endpoint, steps, "from")];
     const local = [...desired.endpoints.values()].some((one) => one.address.ip === ip);
@@ -282,8 +281,8 @@ export class Tracer {
     return hops;
   }
 
-  #arrive(network: NetworkId, endpoint: EndpointId): HopView[] {
-    const steps = this.#steps(network);
+  async #arrive(network: NetworkId, endpoint: EndpointId): Promise<HopView[]> {
+    const { steps } = await this.#parts.agent.reconciler.plan(network);
     return [this.#deviceHop(network, steps), this.#endpointHop(network, endpoint, steps, "to")];
   }
 
@@ -333,11 +332,6 @@ export class Tracer {
     const problem =
       step === undefined ? agent.reconciler.problem(network)?.message : formatStep(network, step);
     return this.#hop(namespaceName(network), `${VXLAN_LINK}, VNI ${vni ?? "unknown"}`, problem);
-  }
-
-  /** @throws NetError when the kernel cannot be asked */
-  #steps(network: NetworkId): readonly OverlayStep[] {
-    return this.#parts.agent.reconciler.plan(network).steps;
   }
 
   #hop(place: string, what: string, problem: string | undefined): HopView {

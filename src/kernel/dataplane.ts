@@ -4,6 +4,7 @@
  */
 import type { NetError } from "../base/error.ts";
 import type { NetworkId } from "../base/id.ts";
+import type { Sliced } from "../base/sliced.ts";
 import type { DesiredOverlay } from "../overlay/desired.ts";
 import type { ActualOverlay, OverlayStep } from "../overlay/plan.ts";
 
@@ -21,12 +22,18 @@ export interface AppliedStep {
 }
 
 export interface ReadOptions {
-  /** Trust nothing remembered: dump everything again (the sweep). Default false. */
+  /** Trust nothing remembered: ask the kernel again. Default false. */
   readonly fresh?: boolean;
 }
 
 export interface Dataplane {
   readonly kind: "kernel" | "userspace";
+
+  /**
+   * Brings what is remembered of the network up to date a slice at a time, so that the next `read` is short. With
+   * `fresh` (the sweep) it is compared with the kernel, whatever the notifications said. @throws NetError
+   */
+  refresh(desired: DesiredOverlay, options?: ReadOptions): Sliced<void>;
 
   /**
    * What is there of the network, in its namespace and in the sandboxes of its endpoints.

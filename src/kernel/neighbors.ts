@@ -4,6 +4,7 @@
  */
 import { type IpAddr, isIpv4 } from "../base/ip.ts";
 import type { MacAddr } from "../base/mac.ts";
+import { finish, SLICE_ROWS, type Sliced } from "../base/sliced.ts";
 import type { OverlayStep } from "../overlay/plan.ts";
 import {
   decodeFdbEntry,
@@ -100,63 +101,110 @@ function addEntry(batch: NetlinkBatch, ifindex: number, step: EntryStep): void {
  */
 export class EntryMirror {
   readonly ifindex: number;
-  readonly neighbors = new Map<IpAddr, MacAddr | undefined>();
-  readonly fdb = new Map<MacAddr, IpAddr | undefined>();
+  #neighbors = new Map<IpAddr, MacAddr | undefined>();
+  #fdb = new Map<MacAddr, IpAddr | undefined>();
+  #changes = 0;
 
   constructor(ifindex: number) {
     this.ifindex = ifindex;
   }
 
+  get neighbors(): ReadonlyMap<IpAddr, MacAddr | undefined> {
+    return this.#neighbors;
+  }
+
+  get fdb(): ReadonlyMap<MacAddr, IpAddr | undefined> {
+    return this.#fdb;
+  }
+
+  get size(): number {
+    return this.#neighbors.size + this.#fdb.size;
+  }
+
+  /** Counts what was entered since the beginning, by whomever. */
+  get changes(): number {
+    return this.#changes;
+  }
+
   /** Forgets everything and dumps. @throws NetError */
   load(socket: NetlinkSocket): void {
-    const { ifindex } = this;
-    const neighbors = socket.dump(
+    this.become(finish(EntryMirror.read(socket, this.ifindex)));
+  }
+
+  /**
+   * A mirror of what a dump says, a slice at a time, for `become`. The kernel does not mark these dumps as
+   * interrupted: one during which something changed may lack entries that were there throughout.
+   * @throws NetError
+   */
+  static *read(socket: NetlinkSocket, ifindex: number): Sliced<EntryMirror> {
+    const mirror = new EntryMirror(ifindex);
+    const neighbors = yield* socket.dumpSliced(
       "list neighbors",
       { type: RTM.getNeighbor, encode: (out) => encodeNeighborQuery(ifindex, out) },
       (message) => decodeNeighbor(message.payload),
     );
-    const fdb = socket.dump(
+    const fdb = yield* socket.dumpSliced(
       "list fdb entries",
       { type: RTM.getNeighbor, encode: (out) => encodeFdbQuery(ifindex, out) },
       (message) => decodeFdbEntry(message.payload),
     );
-    this.neighbors.clear();
-    this.fdb.clear();
-    for (const neighbor of neighbors) this.#enterNeighbor(neighbor);
-    for (const entry of fdb) this.#enterFdb(entry);
+    let rows = 0;
+    for (const neighbor of neighbors) {
+      if (++rows % SLICE_ROWS === 0) yield;
+      mirror.#enterNeighbor(neighbor);
+    }
+    for (const entry of fdb) {
+      if (++rows % SLICE_ROWS === 0) yield;
+      mirror.#enterFdb(entry);
+    }
+    return mirror;
+  }
+
+  /** Takes over what `other` has. */
+  become(other: EntryMirror): void {
+    this.#neighbors = other.#neighbors;
+    this.#fdb = other.#fdb;
+    this.#changes++;
   }
 
   /** A step of ours that the kernel accepted. */
   applied(step: EntryStep): void {
+    this.#changes++;
     switch (step.type) {
       case "set-fdb":
-        this.fdb.set(step.mac, step.vtep);
+        this.#fdb.set(step.mac, step.vtep);
         break;
       case "set-neighbor":
-        this.neighbors.set(step.ip, step.mac);
+        this.#neighbors.set(step.ip, step.mac);
         break;
       case "delete-neighbor":
-        this.neighbors.delete(step.ip);
+        this.#neighbors.delete(step.ip);
         break;
       case "delete-fdb":
-        this.fdb.delete(step.mac);
+        this.#fdb.delete(step.mac);
         break;
     }
   }
 
   /** Takes in a notification and tells whether it was news. @throws DecodeError */
   notice(message: NetlinkMessage): boolean {
+    const news = this.#notice(message);
+    if (news) this.#changes++;
+    return news;
+  }
+
+  #notice(message: NetlinkMessage): boolean {
     const deleted = message.type === RTM.deleteNeighbor;
     if (isFdbPayload(message.payload)) {
       const entry = decodeFdbEntry(message.payload);
       if (entry.ifindex !== this.ifindex || !isDevicesOwn(entry)) return false;
-      return deleted ? this.fdb.delete(entry.mac) : this.#enterFdb(entry);
+      return deleted ? this.#fdb.delete(entry.mac) : this.#enterFdb(entry);
     }
     const neighbor = decodeNeighbor(message.payload);
     if (neighbor.ifindex !== this.ifindex) return false;
     // A delete is announced twice, first as a failed entry.
     return deleted || neighbor.state === NUD.failed
-      ? this.neighbors.delete(neighbor.ip)
+      ? this.#neighbors.delete(neighbor.ip)
       : this.#enterNeighbor(neighbor);
   }
 
@@ -164,13 +212,13 @@ export class EntryMirror {
     // The kernel's own, made for its multicast traffic on any device.
     if (isMulticast(neighbor.ip) || neighbor.state === NUD.failed) return false;
     const ours = neighbor.state === NUD.permanent && neighbor.flags === 0;
-    return replace(this.neighbors, neighbor.ip, ours ? neighbor.mac : undefined);
+    return replace(this.#neighbors, neighbor.ip, ours ? neighbor.mac : undefined);
   }
 
   #enterFdb(entry: FdbEntry): boolean {
     if (entry.ifindex !== this.ifindex || !isDevicesOwn(entry)) return false;
     const ours = entry.state === NUD.permanent && entry.flags === NTF.self;
-    return replace(this.fdb, entry.mac, ours ? entry.vtep : undefined);
+    return replace(this.#fdb, entry.mac, ours ? entry.vtep : undefined);
   }
 }
 

@@ -10,6 +10,7 @@ import { constants } from "node:os";
 import { getSystemErrorMap } from "node:util";
 import { errorCode, NetError } from "../base/error.ts";
 import type { ByteWriter } from "../base/bytes.ts";
+import { finish, type Sliced } from "../base/sliced.ts";
 import {
   decodeAck,
   decodeMessages,
@@ -64,6 +65,8 @@ const DUMP_ATTEMPTS = 16;
 const ANSWER_TIMEOUT_MS = 5_000;
 /** The receive buffer every socket shares: answers are decoded before the next receive. */
 const receiveBuffer = new Uint8Array(256 * 1024);
+/** Of a dump at a time: two of the kernel's datagrams, about a millisecond's worth. */
+const DUMP_RECEIVE_BYTES = 64 * 1024;
 const ERRNO_NAMES = new Map(Object.entries(constants.errno).map(([name, errno]) => [errno, name]));
 
 export class NetlinkSocket implements Disposable {
@@ -158,18 +161,27 @@ export class NetlinkSocket implements Disposable {
    * marks as interrupted (the table changed under it) is thrown away and repeated. @throws NetError
    */
   dump<T>(what: string, request: NetlinkRequest, decode: (message: NetlinkMessage) => T | undefined): T[] {
+    return finish(this.dumpSliced(what, request, decode));
+  }
+
+  /** The same, some hundred objects at a time. The socket must have nothing else to do until the end. @throws NetError */
+  *dumpSliced<T>(
+    what: string,
+    request: NetlinkRequest,
+    decode: (message: NetlinkMessage) => T | undefined,
+  ): Sliced<T[]> {
     for (let attempt = 0; attempt < DUMP_ATTEMPTS; attempt++) {
-      const objects = this.#dumpOnce(what, request, decode);
+      const objects = yield* this.#dumpOnce(what, request, decode);
       if (objects !== undefined) return objects;
     }
     throw new NetError("EINTR", `${what}: interrupted ${DUMP_ATTEMPTS} times, the table never rests`);
   }
 
-  #dumpOnce<T>(
+  *#dumpOnce<T>(
     what: string,
     request: NetlinkRequest,
     decode: (message: NetlinkMessage) => T | undefined,
-  ): T[] | undefined {
+  ): Sliced<T[] | undefined> {
     const batch = new NetlinkBatch(256);
     batch.add(request.type, (request.flags ?? 0) | NLM_F.dump, request.encode);
     const sequence = this.#reserve(1);
@@ -178,7 +190,7 @@ export class NetlinkSocket implements Disposable {
     const objects: T[] = [];
     let interrupted = false;
     while (true) {
-      const bytes = this.#receive(ANSWER_TIMEOUT_MS);
+      const bytes = this.#receive(ANSWER_TIMEOUT_MS, DUMP_RECEIVE_BYTES);
       if (bytes.length === 0) throw new NetError("ETIMEDOUT", `${what}: the kernel's dump does not end`);
       for (const message of decodeMessages(bytes)) {
         if (message.sequence !== sequence) continue;
@@ -194,6 +206,7 @@ export class NetlinkSocket implements Disposable {
         const object = decode(message);
         if (object !== undefined) objects.push(object);
       }
+      yield;
     }
   }
 
@@ -274,9 +287,10 @@ export class NetlinkSocket implements Disposable {
   }
 
   /** A view into the shared buffer, valid until the next receive of any socket. */
-  #receive(timeoutMs: number): Uint8Array {
+  #receive(timeoutMs: number, maxBytes = receiveBuffer.length): Uint8Array {
     try {
-      return receiveBuffer.subarray(0, this.#socket.receive(receiveBuffer, timeoutMs));
+      const buffer = receiveBuffer.subarray(0, maxBytes);
+      return buffer.subarray(0, this.#socket.receive(buffer, timeoutMs));
     } catch (error) {
       throw kernelError(`receive from ${this.protocol} netlink in`, this.#where, error);
     }

@@ -7,6 +7,7 @@
  */
 import { errorCode } from "../base/error.ts";
 import type { NetworkId } from "../base/id.ts";
+import type { Sliced } from "../base/sliced.ts";
 import { NAMESPACE_SYSCTLS } from "../overlay/plan.ts";
 import { BRIDGE_LINK, GATEWAY_LINK, VXLAN_LINK } from "../overlay/naming.ts";
 import type { InterfaceAddress } from "../wire/netlink/address.ts";
@@ -44,6 +45,12 @@ export interface LinkSnapshot {
   readonly wrongSysctls: readonly string[];
 }
 
+/** Tables up to this size are dumped at every sweep, larger ones every so many: notifications find drift at once. */
+const SMALL_TABLE = 4096;
+const LARGE_TABLE_SWEEPS = 10;
+/** How often a dump under which the table changed is made again before the notifications must do. */
+const SURVEY_ATTEMPTS = 3;
+
 export class NetworkNamespace {
   readonly network: NetworkId;
   readonly netns: Netns;
@@ -51,6 +58,10 @@ export class NetworkNamespace {
   #links: LinkSnapshot | undefined;
   #mirror: EntryMirror | undefined;
   #entriesKnown = false;
+  /** Something may have happened unheard: while we were deaf. */
+  #entriesDoubtful = false;
+  #sweeps = 0;
+  #overruns = 0;
   #events: { readonly entries: NetlinkSocket; readonly links: NetlinkSocket } | undefined;
   /** While we act ourselves, notifications are echoes. */
   #quiet = false;
@@ -75,6 +86,7 @@ export class NetworkNamespace {
         if (this.#noticeEntry(message)) report();
       },
       onOverrun: () => {
+        this.#overruns++;
         this.#entriesKnown = false;
         report();
       },
@@ -98,8 +110,42 @@ export class NetworkNamespace {
 
   /** The next read asks the kernel for everything. */
   forget(): void {
-    this.#links = undefined;
+    this.forgetLinks();
     this.#entriesKnown = false;
+  }
+
+  /** The next read asks for links, addresses and sysctls; entries are what `survey` compares. */
+  forgetLinks(): void {
+    this.#links = undefined;
+  }
+
+  /**
+   * Reads the device's entries a slice at a time, so that what is remembered is true: when nothing is known yet,
+   * when something may have gone unheard, and for a sweep now and then. @throws NetError
+   */
+  *survey(vxlan: Link, sweep: boolean): Sliced<void> {
+    const events = this.#events;
+    if (events === undefined) return; // nothing is remembered, every read asks
+    events.entries.pump();
+    const mirror = this.#mirrorFor(vxlan.ifindex);
+    const due =
+      sweep &&
+      (mirror.size <= SMALL_TABLE || ++this.#sweeps % LARGE_TABLE_SWEEPS === 0 || this.#entriesDoubtful);
+    if (this.#entriesKnown && !due) return;
+    // Its own: between the slices others ask questions here.
+    using socket = new NetlinkSocket("route", this.netns);
+    for (let attempt = 0; attempt < SURVEY_ATTEMPTS; attempt++) {
+      const { changes } = mirror;
+      const overruns = this.#overruns;
+      const found = yield* EntryMirror.read(socket, mirror.ifindex);
+      if (this.#events !== events || this.#mirror !== mirror) return; // closed, or another device
+      events.entries.pump();
+      if (mirror.changes !== changes || this.#overruns !== overruns) continue;
+      mirror.become(found);
+      this.#entriesKnown = true;
+      this.#entriesDoubtful = false;
+      return;
+    }
   }
 
   /** Runs `action`, ours, and takes the notifications it causes for echoes. What was queued before is drift. */
@@ -127,6 +173,7 @@ export class NetworkNamespace {
   /** For many entry steps at once: their echo is not even listened to. */
   deafly(action: () => void): void {
     if (this.#events === undefined) return action();
+    this.#entriesDoubtful = true;
     this.#events.entries.withoutNotifications(action);
   }
 
@@ -142,10 +189,8 @@ export class NetworkNamespace {
   /** What is known of the VXLAN device's entries. @throws NetError */
   entries(vxlan: Link): EntryMirror {
     this.#events?.entries.pump();
-    let mirror = this.#mirror;
-    if (mirror === undefined || mirror.ifindex !== vxlan.ifindex || !this.#entriesKnown) {
-      mirror = new EntryMirror(vxlan.ifindex);
-      this.#mirror = mirror;
+    const mirror = this.#mirrorFor(vxlan.ifindex);
+    if (!this.#entriesKnown) {
       mirror.load(this.socket);
       this.#entriesKnown = this.#events !== undefined;
     }
@@ -177,6 +222,14 @@ export class NetworkNamespace {
   #pump(): void {
     this.#events?.entries.pump();
     this.#events?.links.pump();
+  }
+
+  #mirrorFor(ifindex: number): EntryMirror {
+    if (this.#mirror?.ifindex !== ifindex) {
+      this.#mirror = new EntryMirror(ifindex);
+      this.#entriesKnown = false;
+    }
+    return this.#mirror;
   }
 
   #noticeEntry(message: NetlinkMessage): boolean {

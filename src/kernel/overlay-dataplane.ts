@@ -7,6 +7,7 @@ import { join } from "node:path";
 import { unreachable } from "../base/assert.ts";
 import { errorCode, NetError } from "../base/error.ts";
 import type { EndpointId, NetworkId } from "../base/id.ts";
+import type { Sliced } from "../base/sliced.ts";
 import type { DesiredCore, DesiredOverlay, Sandbox } from "../overlay/desired.ts";
 import { namespaceName, networkOfNamespace } from "../overlay/naming.ts";
 import {
@@ -68,6 +69,13 @@ export abstract class OverlayDataplane implements Dataplane {
     for (const namespace of this.#networks.values()) this.#watch(namespace);
   }
 
+  *refresh(desired: DesiredOverlay, options: ReadOptions = {}): Sliced<void> {
+    const namespace = this.#find(desired.network);
+    if (namespace === undefined) return;
+    if (options.fresh === true) namespace.forgetLinks();
+    yield* this.refreshEntries(namespace, options.fresh === true);
+  }
+
   /** The maps of entries are live views: use them before the next call. */
   read(desired: DesiredOverlay, options: ReadOptions = {}): ActualOverlay {
     const namespace = this.#find(desired.network);
@@ -109,6 +117,8 @@ export abstract class OverlayDataplane implements Dataplane {
   protected abstract readDevice(desired: DesiredOverlay, links: LinkSnapshot): ActualVxlan | undefined;
   /** What forwards frames to remote endpoints just now; undefined without a device. */
   protected abstract readEntries(namespace: NetworkNamespace, links: LinkSnapshot): Entries | undefined;
+  /** Makes what is remembered of the entries true, a slice at a time; a sweep compares. @throws NetError */
+  protected abstract refreshEntries(namespace: NetworkNamespace, sweep: boolean): Sliced<void>;
   /** Made up at once, with our mark. @throws NetError */
   protected abstract createDevice(namespace: NetworkNamespace, core: DesiredCore, what: string): void;
   /** @throws NetError */

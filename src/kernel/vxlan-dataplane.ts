@@ -9,6 +9,7 @@ import { readdirSync } from "node:fs";
 import { join } from "node:path";
 import { errorCode, NetError } from "../base/error.ts";
 import type { NetworkId } from "../base/id.ts";
+import type { Sliced } from "../base/sliced.ts";
 import type { DesiredCore, DesiredOverlay } from "../overlay/desired.ts";
 import { networkAlias, VXLAN_LINK } from "../overlay/naming.ts";
 import { type ActualOverlay, type ActualVxlan, formatStep } from "../overlay/plan.ts";
@@ -22,8 +23,8 @@ import { type DataplaneOptions, OverlayDataplane } from "./overlay-dataplane.ts"
 import { requireLink, setVxlan, vxlanInfo } from "./overlay-links.ts";
 import { actualVxlan } from "./overlay-reader.ts";
 
-/** More entry steps than this in one round: their notifications are not listened to. */
-const DEAF_STEPS = 4096;
+/** More entry steps than this in one call: their notifications are not listened to. */
+const DEAF_STEPS = 256;
 /** Where namespaces of others are pinned, to name the holder of a VNI. */
 const FOREIGN_NETNS_DIRECTORIES = [IPROUTE_NETNS_DIRECTORY, "/run/docker/netns"];
 
@@ -51,6 +52,11 @@ export class VxlanDataplane extends OverlayDataplane {
     { vxlan }: LinkSnapshot,
   ): Pick<ActualOverlay, "neighbors" | "fdb"> | undefined {
     return vxlan?.kind === "vxlan" ? namespace.entries(vxlan) : undefined;
+  }
+
+  protected override *refreshEntries(namespace: NetworkNamespace, sweep: boolean): Sliced<void> {
+    const { vxlan } = namespace.links();
+    if (vxlan?.kind === "vxlan") yield* namespace.survey(vxlan, sweep);
   }
 
   protected override createDevice(namespace: NetworkNamespace, core: DesiredCore, what: string): void {

@@ -14,6 +14,7 @@ import {
   subnetOf,
 } from "../base/ip.ts";
 import { isMulticastMac, type MacAddr } from "../base/mac.ts";
+import { finish, SLICE_ROWS, type Sliced } from "../base/sliced.ts";
 
 export interface OverlayNetwork {
   readonly id: NetworkId;
@@ -148,6 +149,11 @@ export function overlayMtu(underlayMtu: number, vtep: IpAddr): number {
 
 /** The desired state of `network`. Hostile rows are left out and reported; local endpoints are never affected. */
 export function desiredOverlay(input: DesiredInput): DesiredOverlay {
+  return finish(deriveOverlay(input));
+}
+
+/** The same a slice at a time. Rows that change meanwhile are seen or not: whoever changes them asks again. */
+export function* deriveOverlay(input: DesiredInput): Sliced<DesiredOverlay> {
   const { network } = input;
   const endpoints = new Map<EndpointId, DesiredEndpoint>();
   for (const endpoint of input.endpoints) {
@@ -172,7 +178,7 @@ export function desiredOverlay(input: DesiredInput): DesiredOverlay {
     mtu: network.mtu,
     gateway: { ip: network.gateway, prefixLength: network.subnet.prefixLength },
   };
-  return { ...base, core, ...forwarding(input, [...endpoints.values()]) };
+  return { ...base, core, ...(yield* forwarding(input, [...endpoints.values()])) };
 }
 
 /**
@@ -180,14 +186,16 @@ export function desiredOverlay(input: DesiredInput): DesiredOverlay {
  * behind different VTEPs, one wins: live before suspended, later Lamport time, lower endpoint id. Docker keeps
  * whichever it programmed first, so a lost delete blocks an address for ever (overlay.md §9).
  */
-function forwarding(
+function* forwarding(
   input: DesiredInput,
   local: readonly DesiredEndpoint[],
-): Pick<DesiredOverlay, "neighbors" | "fdb" | "rejected"> {
+): Sliced<Pick<DesiredOverlay, "neighbors" | "fdb" | "rejected">> {
   const check = rowCheck(input, local);
   const rejected: RejectedPeer[] = [];
   const byAddress = new Map<IpAddr, RemotePeer>();
+  let rows = 0;
   for (const peer of input.peers) {
+    if (++rows % SLICE_ROWS === 0) yield;
     const problem = check(peer);
     if (problem !== undefined) {
       rejected.push({ peer, problem });
@@ -204,12 +212,14 @@ function forwarding(
   }
   const byMac = new Map<MacAddr, RemotePeer>();
   for (const peer of byAddress.values()) {
+    if (++rows % SLICE_ROWS === 0) yield;
     const other = byMac.get(peer.mac);
     byMac.set(peer.mac, other === undefined ? peer : prefer(peer, other)[0]);
   }
   const neighbors = new Map<IpAddr, MacAddr>();
   const fdb = new Map<MacAddr, IpAddr>();
   for (const peer of byAddress.values()) {
+    if (++rows % SLICE_ROWS === 0) yield;
     const owner = byMac.get(peer.mac) ?? peer;
     // Several addresses may share a MAC, but a MAC is behind one VTEP.
     if (owner.vtep !== peer.vtep) {

@@ -9,6 +9,7 @@ import { assert, unreachable } from "../base/assert.ts";
 import type { EndpointId, NetworkId } from "../base/id.ts";
 import { type Cidr, formatCidr, type IpAddr, subnetContains } from "../base/ip.ts";
 import type { MacAddr } from "../base/mac.ts";
+import { finish, SLICE_ROWS, type Sliced } from "../base/sliced.ts";
 import type { DesiredCore, DesiredEndpoint, DesiredOverlay, LinkKind, Sandbox } from "./desired.ts";
 import { BRIDGE_LINK, GATEWAY_LINK, namespaceName, VXLAN_LINK } from "./naming.ts";
 
@@ -128,6 +129,11 @@ export interface OverlayPlan {
 }
 
 export function planOverlay(desired: DesiredOverlay, actual: ActualOverlay): OverlayPlan {
+  return finish(derivePlan(desired, actual));
+}
+
+/** The same a slice at a time. What changes in `actual` meanwhile is seen or not; the next plan sees it. */
+export function* derivePlan(desired: DesiredOverlay, actual: ActualOverlay): Sliced<OverlayPlan> {
   assert(desired.network === actual.network, "desired and actual are of one network");
   if (desired.core === undefined) {
     return { steps: actual.namespace ? planRemoval(actual) : [], blocked: [] };
@@ -161,7 +167,7 @@ export function planOverlay(desired: DesiredOverlay, actual: ActualOverlay): Ove
   if (core.linkKind === "macvlan") planGateway(core, gateway, steps);
 
   const blocked = planEndpoints(desired, core, actual, present, steps);
-  planForwarding(desired, vxlan === undefined ? NO_ENTRIES : actual, steps);
+  yield* planForwarding(desired, vxlan === undefined ? NO_ENTRIES : actual, steps);
   for (const endpoint of present) {
     if (!desired.endpoints.has(endpoint.id)) steps.push(deleteEndpoint(endpoint));
   }
@@ -171,21 +177,26 @@ export function planOverlay(desired: DesiredOverlay, actual: ActualOverlay): Ove
 const NO_ENTRIES: Pick<ActualOverlay, "neighbors" | "fdb"> = { neighbors: new Map(), fdb: new Map() };
 
 /** The part that is big: FDB and neighbors of the VXLAN device. */
-function planForwarding(
+function* planForwarding(
   desired: Pick<DesiredOverlay, "neighbors" | "fdb">,
   actual: Pick<ActualOverlay, "neighbors" | "fdb">,
   steps: OverlayStep[],
-): void {
+): Sliced<void> {
+  let rows = 0;
   for (const [mac, vtep] of desired.fdb) {
+    if (++rows % SLICE_ROWS === 0) yield;
     if (actual.fdb.get(mac) !== vtep) steps.push({ type: "set-fdb", mac, vtep });
   }
   for (const [ip, mac] of desired.neighbors) {
+    if (++rows % SLICE_ROWS === 0) yield;
     if (actual.neighbors.get(ip) !== mac) steps.push({ type: "set-neighbor", ip, mac });
   }
   for (const ip of actual.neighbors.keys()) {
+    if (++rows % SLICE_ROWS === 0) yield;
     if (!desired.neighbors.has(ip)) steps.push({ type: "delete-neighbor", ip });
   }
   for (const mac of actual.fdb.keys()) {
+    if (++rows % SLICE_ROWS === 0) yield;
     if (!desired.fdb.has(mac)) steps.push({ type: "delete-fdb", mac });
   }
 }

@@ -5,7 +5,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { networkId, type NetworkId, vni } from "../../src/base/id.ts";
 import { endpointId } from "../../src/base/id.ts";
-import { parseCidr, parseIp } from "../../src/base/ip.ts";
+import { ipv4FromNumber, parseCidr, parseIp } from "../../src/base/ip.ts";
 import { macFromIpv4 } from "../../src/base/mac.ts";
 import {
   DEFAULT_LINK_KIND,
@@ -210,4 +210,14 @@ export function testEndpoint(
 export function rowOf(endpoint: LocalEndpoint, vtep: string): RemotePeer {
   const { id, ip, prefixLength, mac } = endpoint;
   return { endpoint: id, ip, prefixLength, mac, vtep: parseIp(vtep) };
+}
+
+/** Rows of `addresses` endpoints in 10.16.0.0 and above with `macs` different MACs on 200 hosts. */
+export function manyPeers(addresses: number, macs: number): RemotePeer[] {
+  return Array.from({ length: addresses }, (_, index) => {
+    const ip = ipv4FromNumber(0x0a100000 + index);
+    const mac = macFromIpv4(ipv4FromNumber(0x0a100000 + (index % macs)));
+    const vtep = ipv4FromNumber(0xc0000202 + ((index % macs) % 200));
+    return { endpoint: endpointId(`p${index}`), ip, prefixLength: 8, mac, vtep };
+  });
 }

@@ -12,7 +12,7 @@ import type { AppliedStep } from "../../src/kernel/dataplane.ts";
 import { Netns } from "../../src/kernel/netns.ts";
 import type { DesiredOverlay, LinkKind, OverlayNetwork, RemotePeer } from "../../src/overlay/desired.ts";
 import { formatStep, type OverlayPlan, planOverlay } from "../../src/overlay/plan.ts";
-import { KernelLab, type LabHost, pings, run, rowOf, testEndpoint, testNetwork } from "./lab.ts";
+import { KernelLab, type LabHost, manyPeers, pings, run, rowOf, testEndpoint, testNetwork } from "./lab.ts";
 
 for (const kind of ["macvlan", "veth"] satisfies LinkKind[]) {
   test(`${kind}: endpoints on two hosts, on one host, gateway and host leg reach each other`, () => {
@@ -511,15 +511,6 @@ function pair(
   assert.ok(pings(web.name, "10.0.9.7"));
   const overlayA = lab.nameFor(`${a.runDirectory}/netns/ov-${network.id}`);
   return { a, b, web, db, network, desiredA, peers, overlayA };
-}
-
-function manyPeers(addresses: number, macs: number): RemotePeer[] {
-  return Array.from({ length: addresses }, (_, index) => {
-    const ip = ipv4FromNumber(0x0a100000 + index);
-    const mac = macFromIpv4(ipv4FromNumber(0x0a100000 + (index % macs)));
-    const vtep = ipv4FromNumber(0xc0000202 + ((index % macs) % 200));
-    return { endpoint: endpointId(`p${index}`), ip, prefixLength: 8, mac, vtep };
-  });
 }
 
 function failures(applied: readonly AppliedStep[]): string[] {

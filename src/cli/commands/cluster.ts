@@ -38,6 +38,10 @@ export function addClusterCommands(program: Command): void {
             ],
             ["Members", String(info.members)],
             ["Health", info.healthScore === 0 ? "good" : `degraded, score ${info.healthScore}`],
+            [
+              "Event loop",
+              `late by ${info.loopDelayMs.p99} ms (p99), ${info.loopDelayMs.longest} ms at most in the last minute`,
+            ],
             ["Data", info.dataDir],
             ["Up", `${age(info.uptimeSeconds * 1000)}, pid ${info.pid}`],
           ],
