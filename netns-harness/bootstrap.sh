@@ -1,14 +1,14 @@
 #!/bin/bash
 # Installs the Debian packages this project needs and this machine lacks. Silent when nothing is missing.
 #
-#   bootstrap.sh [run] [build] [test] [bench]     which purposes to serve; default: all of them
+#   bootstrap.sh [run] [build] [test] [bench] [demo]     which purposes to serve; default: all of them
 #
 # Installed daemons (docker, serf) are neither started nor enabled: the tests start their own, in namespaces.
 set -euo pipefail
 
 NODE_MAJOR=20
 
-# program | package | purpose | what it is for
+# program | package | purposes | what it is for
 TOOLS="
 ip|iproute2|run|namespaces and links of the lab
 nft|nftables|run|published ports and virtual IPs
@@ -26,14 +26,21 @@ dockerd|docker.io|test|a real NetworkDB peer
 dig|bind9-dnsutils|test|asking our DNS server
 ethtool|ethtool|test|offload settings of links
 socat|socat|test|plain TCP and UDP peers
+musl-gcc|musl-tools|test|a client with musl's resolver
+chromium|chromium|test|looking at the dockercoins page
+redis-server|redis-server|test,demo|where dockercoins keeps its coins
+dnsmasq|dnsmasq-base|bench|a DNS server to compare ours with
 iperf3|iperf3|bench|throughput"
 
 main() {
   check_node
-  local purposes=" ${*:-run build test bench} " missing=() program package purpose why
-  while IFS='|' read -r program package purpose why; do
-    [[ -n $program && $purposes == *" $purpose "* ]] || continue
-    has "$program" || missing+=("$package|$program: $why")
+  local asked=(${*:-run build test bench demo}) missing=() program package purposes purpose why
+  while IFS='|' read -r program package purposes why; do
+    for purpose in "${asked[@]}"; do
+      [[ -n $program && ,$purposes, == *",$purpose,"* ]] || continue
+      has "$program" || missing+=("$package|$program: $why")
+      break
+    done
   done <<<"$TOOLS"
   [[ ${#missing[@]} -eq 0 ]] && return
 
@@ -74,7 +81,7 @@ install_packages() {
     local unit
     for package in "$@"; do
       for unit in $(dpkg -L "$package" | sed -n 's,^.*/systemd/system/\([^/]*\.\(service\|socket\)\)$,\1,p'); do
-        [[ $package == docker.io || $package == serf || $package == iperf3 ]] &&
+        [[ $package == docker.io || $package == serf || $package == iperf3 || $package == redis-server ]] &&
           systemctl disable "$unit" >/dev/null 2>&1 || true
       done
     done
