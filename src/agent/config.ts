@@ -33,6 +33,10 @@ export interface Config {
   readonly profile: "lan" | "wan" | "local";
   readonly compat: "docker" | "serf";
   readonly dataplane: "auto" | "kernel" | "userspace";
+  /** Upstream name servers; empty: those of the host's resolv.conf. */
+  readonly dns: readonly IpAddr[];
+  /** How long clients may remember addresses of endpoints. */
+  readonly dnsTtlSeconds: number;
   readonly metricsAddr: { readonly host: string; readonly port: number } | undefined;
   readonly logLevel: LogLevel;
   readonly logFormat: "pretty" | "json";
@@ -60,6 +64,8 @@ const settings = z.object({
   profile: z.enum(["lan", "wan", "local"]),
   compat: z.enum(["docker", "serf"]),
   dataplane: z.enum(["auto", "kernel", "userspace"]),
+  dns: strings,
+  "dns-ttl": z.number().int().min(0).max(3600),
   "metrics-addr": z.string(),
   "log-level": z.enum(LOG_LEVELS),
   "log-format": z.enum(["pretty", "json"]),
@@ -124,6 +130,12 @@ function commandLine(version: string): Command {
       ]),
     )
     .addOption(new Option("--dataplane <kind>", "default: auto").choices(["auto", "kernel", "userspace"]))
+    .option("--dns <ip>", "name server for outside names, repeatable (default: the host's)", repeat)
+    .option(
+      "--dns-ttl <seconds>",
+      "how long clients may remember endpoints, and six times that for virtual IPs (default: 5)",
+      integer,
+    )
     .option("--metrics-addr <host:port>", "Prometheus text on /metrics, liveness on /healthz")
     .addOption(new Option("--log-level <level>", "default: info").choices([...LOG_LEVELS]))
     .addOption(
@@ -204,6 +216,8 @@ function resolveConfig(given: Settings): Config {
     profile: given.profile ?? "lan",
     compat: given.compat ?? "docker",
     dataplane: given.dataplane ?? "auto",
+    dns: (given.dns ?? []).map((text) => address("dns", text)),
+    dnsTtlSeconds: given["dns-ttl"] ?? 5,
     metricsAddr: metrics === undefined ? undefined : hostPort("metrics-addr", metrics, 9476),
     logLevel: given["log-level"] ?? "info",
     logFormat: given["log-format"] ?? (process.stderr.isTTY ? "pretty" : "json"),

@@ -1,52 +1,79 @@
-import { getServers } from "node:dns";
-import { DecodeError, errorText, NetError } from "../base/error.ts";
+import { readFileSync } from "node:fs";
+import { errorText, NetError } from "../base/error.ts";
 import type { NetworkId } from "../base/id.ts";
-import { parseIp } from "../base/ip.ts";
 import type { Random } from "../base/random.ts";
+import { after, elapsed, type Instant } from "../base/time.ts";
 import { Forwarder, type ForwarderEffect, type ForwarderInput } from "../dns/forwarder.ts";
-import { decodeQuery, failure, resolve } from "../dns/resolver.ts";
-import { Zone, type NamedEndpoint, type NamedService } from "../dns/zone.ts";
-import { dnsRedirectStands, redirectDns, removeDnsRedirect } from "../kernel/dns-redirect.ts";
+import { nameServers } from "../dns/resolv-conf.ts";
+import type { Asker, Transport } from "../dns/resolver.ts";
+import { Zone, type NamedEndpoint, type NamedService, type ServicePort } from "../dns/zone.ts";
+import { removeDnsRedirect } from "../kernel/dns-redirect.ts";
 import { Netns } from "../kernel/netns.ts";
 import { endpointRecordOf } from "../overlay/rows.ts";
 import { INGRESS } from "../state/ingress.ts";
 import { Clock } from "../transport/clock.ts";
-import { DnsListener, DnsUpstream } from "../transport/dns-server.ts";
+import { DnsUpstream } from "../transport/dns-server.ts";
+import type { DnsQuery } from "../wire/dns/message.ts";
 import { ENDPOINT_TABLE } from "../wire/networkdb/records.ts";
 import type { Agent, Dependent } from "./agent.ts";
+import { SandboxDns, type UpstreamAnswer } from "./sandbox-dns.ts";
 
-/** Where every sandbox finds its DNS server: Docker's address, in nobody's subnet. */
-const DNS_ADDRESS = parseIp("127.0.0.11");
 const CHECK_MS = 5_000;
+const RESOLV_CONF = "/etc/resolv.conf";
+/** A zone is rebuilt at most so often that this part of the time goes into it: rows may change all the time. */
+const REBUILD_SHARE = 0.1;
 
 /** Serves names in the sandbox of every endpoint of this node. */
 export class DnsRunner implements Dependent {
-  readonly counters = { queries: 0, forwarded: 0, malformed: 0 };
+  readonly counters = { queries: 0, answered: 0, forwarded: 0, held: 0, malformed: 0 };
+  readonly random: Random;
   readonly #agent: Agent;
-  readonly #random: Random;
-  readonly #servers = new Map<string, SandboxServer>();
-  readonly #zones = new Map<NetworkId, Zone>();
-  readonly #stale = new Set<NetworkId>();
+  readonly #servers = new Map<string, SandboxDns>();
+  readonly #zones = new Map<NetworkId, { readonly zone: Zone; stale: boolean; notBefore: Instant }>();
+  readonly #askers = new Map<string, Asker>();
   readonly #failed = new Map<string, string>();
   readonly #timer: NodeJS.Timeout;
+  readonly #forwarder: Forwarder;
+  readonly #upstream: DnsUpstream;
+  readonly #clock: Clock;
+  readonly #waiting = new Map<number, (answer: UpstreamAnswer) => void>();
+  #nextId = 1;
   #scheduled = false;
   #closed = false;
 
   constructor(agent: Agent, random: Random) {
     this.#agent = agent;
-    this.#random = random;
+    this.random = random;
+    this.#forwarder = new Forwarder(random);
+    this.#clock = new Clock(() => this.#forward({ type: "wake" }));
+    this.#upstream = new DnsUpstream(
+      (exchange, bytes) => this.#forward({ type: "answer", exchange, bytes }),
+      (exchange) => this.#forward({ type: "failed", exchange }),
+    );
+    this.#readServers();
     this.#timer = setInterval(() => this.#sync(true), CHECK_MS);
     this.#timer.unref();
   }
 
+  get now(): Instant {
+    return this.#agent.loop.now();
+  }
+
+  /** What the servers outside did, by address; and how often none was needed. */
+  get upstream(): Pick<Forwarder, "counts" | "cached"> {
+    return this.#forwarder;
+  }
+
   /** Rows, services or endpoints changed: zones are rebuilt when the next question comes. */
   refresh(): void {
-    for (const network of this.#zones.keys()) this.#stale.add(network);
+    for (const held of this.#zones.values()) held.stale = true;
+    this.#askers.clear();
     if (this.#scheduled || this.#closed) return;
     this.#scheduled = true;
     setImmediate(() => {
       this.#scheduled = false;
       this.#sync(false);
+      for (const server of this.#servers.values()) server.askAgain();
     });
   }
 
@@ -55,28 +82,55 @@ export class DnsRunner implements Dependent {
     clearInterval(this.#timer);
     for (const server of this.#servers.values()) server.close();
     this.#servers.clear();
+    this.#upstream.close();
+    this.#clock.close();
   }
 
-  /** The zones an endpoint's sandbox sees, in the order its interfaces came. */
-  zonesOf(sandbox: string): Zone[] {
+  /** What questions from a sandbox are answered from: its networks, in the order its interfaces came. */
+  asker(sandbox: string): Asker {
+    let asker = this.#askers.get(sandbox);
+    if (asker === undefined || asker.zones.some((zone) => this.#isDue(zone))) {
+      asker = this.#makeAsker(sandbox);
+      // That the tables are here is not always told.
+      if (!asker.learning) this.#askers.set(sandbox, asker);
+    }
+    return asker;
+  }
+
+  /** Asks outside, from the host's side, on behalf of a sandbox. */
+  ask(
+    client: string,
+    transport: Transport,
+    query: DnsQuery,
+    bytes: Uint8Array,
+    done: (answer: UpstreamAnswer) => void,
+  ): void {
+    this.counters.forwarded++;
+    const id = this.#nextId++;
+    this.#waiting.set(id, done);
+    this.#forward({ type: "query", id, client, transport, query, bytes });
+  }
+
+  #makeAsker(sandbox: string): Asker {
     const networks = new Set<NetworkId>();
     for (const record of this.#agent.endpoints.all()) {
       if (record.kind === "user" && record.sandbox.type === "netns" && record.sandbox.path === sandbox)
         networks.add(record.network);
     }
-    return [...networks].map((network) => this.#zone(network));
-  }
-
-  /** Names nobody knows may be asked outside unless every network of the sandbox is internal (CVE-2024-29018). */
-  mayForward(sandbox: string): boolean {
-    return this.zonesOf(sandbox).some(
-      (zone) => this.#agent.loop.node.state.network(zone.network)?.internal === false,
-    );
+    const { state } = this.#agent.loop.node;
+    return {
+      zones: [...networks].map((network) => this.#zone(network)),
+      // Follows attachments: one network that leads outside is enough.
+      mayForward: [...networks].some((network) => state.network(network)?.internal === false),
+      learning: !this.#agent.tablesLoaded(),
+      isElsewhere: (name) => state.services().some((service) => service.name.toLowerCase() === name),
+    };
   }
 
   /** One server a sandbox that has an endpoint, none elsewhere. `check`: look also whether the old ones are still led to. */
   #sync(check: boolean): void {
     if (this.#closed) return;
+    if (check) this.#readServers();
     const wanted = new Set<string>();
     for (const record of this.#agent.endpoints.all()) {
       if (record.kind === "user" && record.sandbox.type === "netns") wanted.add(record.sandbox.path);
@@ -86,6 +140,8 @@ export class DnsRunner implements Dependent {
       if (wanted.has(path) && stands) continue;
       server.close();
       this.#servers.delete(path);
+      this.#askers.delete(path);
+      this.#forward({ type: "client-gone", client: path });
       if (stands) void this.#unredirect(path);
     }
     const opened = [...wanted].filter((path) => !this.#servers.has(path));
@@ -102,7 +158,7 @@ export class DnsRunner implements Dependent {
 
   #open(path: string): void {
     try {
-      this.#servers.set(path, new SandboxServer(this, path, this.#random));
+      this.#servers.set(path, new SandboxDns(this, path));
     } catch (error) {
       this.#report(path, error);
     }
@@ -126,136 +182,13 @@ export class DnsRunner implements Dependent {
     this.#agent.log.warn({ code: error.code }, `dns: ${errorText(error)}`);
   }
 
-  #zone(network: NetworkId): Zone {
-    let zone = this.#zones.get(network);
-    if (zone === undefined) {
-      zone = new Zone(network);
-      this.#zones.set(network, zone);
-      this.#stale.add(network);
-    }
-    if (this.#stale.delete(network)) {
-      zone.update(
-        {
-          network,
-          networkName: this.#agent.networkName(network),
-          endpoints: this.#namedEndpoints(network),
-          services: this.#namedServices(network),
-        },
-        this.#agent.loop.now(),
-      );
-    }
-    return zone;
-  }
-
-  #namedEndpoints(network: NetworkId): NamedEndpoint[] {
-    const found: NamedEndpoint[] = [];
-    for (const row of this.#agent.loop.node.networkDb.rows(network, ENDPOINT_TABLE, { suspended: true })) {
-      const record = endpointRecordOf(row);
-      if (record === undefined) continue;
-      const backs = record.serviceId !== "";
-      found.push({
-        name: record.name,
-        taskAliases: record.taskAliases,
-        ip: record.endpointIp,
-        node: row.owner,
-        // A node's short outage costs no name; its backends just have no address meanwhile.
-        disabled: record.serviceDisabled || (backs && row.state === "suspended"),
-        ...(backs
-          ? { service: { name: record.serviceName, aliases: record.aliases, vip: record.virtualIp } }
-          : {}),
-      });
-    }
-    return found;
-  }
-
-  #namedServices(network: NetworkId): NamedService[] {
-    if (network === INGRESS.id) return [];
-    return this.#agent.loop.node.state.services().flatMap((service) => {
-      const membership = service.networks.find((one) => one.network === network);
-      return membership === undefined
-        ? []
-        : [{ name: service.name, vip: membership.vip, ports: service.ports }];
-    });
-  }
-
-  get now() {
-    return this.#agent.loop.now();
-  }
-}
-
-/** The listener in one sandbox and its questions under way upstream, which are asked from the host's side. */
-class SandboxServer {
-  readonly namespace: string;
-  readonly #runner: DnsRunner;
-  readonly #path: string;
-  readonly #random: Random;
-  readonly #listener: DnsListener;
-  readonly #upstream: DnsUpstream;
-  readonly #forwarder: Forwarder;
-  readonly #clock: Clock;
-  readonly #waiting = new Map<
-    number,
-    {
-      readonly query: Uint8Array;
-      readonly transport: "udp" | "tcp";
-      readonly reply: (bytes: Uint8Array) => void;
-    }
-  >();
-  #nextId = 1;
-
-  constructor(runner: DnsRunner, path: string, random: Random) {
-    this.#runner = runner;
-    this.#path = path;
-    this.#random = random;
-    using netns = Netns.open(path);
-    this.namespace = netns.id;
-    // The namespace may have no loopback yet: the address is bound all the same.
-    const udp = netns.bindUdp(DNS_ADDRESS, { port: 0, freeBind: true });
-    const tcp = netns.bindTcp(DNS_ADDRESS, { port: 0, freeBind: true });
-    this.#clock = new Clock(() => this.#forward({ type: "wake" }));
-    this.#forwarder = new Forwarder(random);
-    this.#upstream = new DnsUpstream(
-      (exchange, bytes) => this.#forward({ type: "answer", exchange, bytes }),
-      (exchange) => this.#forward({ type: "failed", exchange }),
-    );
-    this.#listener = new DnsListener(udp, tcp, (bytes, transport, reply) =>
-      this.#answer(bytes, transport, reply),
-    );
-    this.#forward({ type: "set-servers", servers: hostServers() });
-  }
-
-  /** Port 53 leads to us; made again when somebody flushed it. @throws NetError */
-  async redirect(): Promise<void> {
-    const ports = await this.#listener.ports();
-    using netns = Netns.open(this.#path);
-    if (!dnsRedirectStands(netns, ports)) await redirectDns(netns, ports);
-  }
-
-  close(): void {
-    this.#listener.close();
-    this.#upstream.close();
-    this.#clock.close();
-  }
-
-  #answer(bytes: Uint8Array, transport: "udp" | "tcp", reply: (bytes: Uint8Array) => void): void {
-    this.#runner.counters.queries++;
-    try {
-      const query = decodeQuery(bytes);
-      const asker = {
-        zones: this.#runner.zonesOf(this.#path),
-        transport,
-        mayForward: this.#runner.mayForward(this.#path),
-      };
-      const outcome = resolve(query, asker, this.#random, this.#runner.now);
-      if (outcome.type === "reply") return reply(outcome.bytes);
-      this.#runner.counters.forwarded++;
-      const id = this.#nextId++;
-      this.#waiting.set(id, { query: bytes, transport, reply });
-      this.#forward({ type: "query", id, transport, bytes });
-    } catch (error) {
-      if (!(error instanceof DecodeError)) throw error;
-      this.#runner.counters.malformed++;
-    }
+  /**
+   * The host's own resolvers may change at any time. 127.0.0.11 among them is no loop but the resolver of the container
+   * the agent itself runs in: ours exist in sandboxes only.
+   */
+  #readServers(): void {
+    const { dns } = this.#agent.config;
+    this.#forward({ type: "set-servers", servers: dns.length > 0 ? dns : hostServers() });
   }
 
   #forward(input: ForwarderInput): void {
@@ -270,20 +203,104 @@ class SandboxServer {
       case "end-exchange":
         return this.#upstream.end(effect.exchange);
       case "reply":
-        this.#waiting.get(effect.id)?.reply(effect.bytes);
-        this.#waiting.delete(effect.id);
-        return;
       case "fail": {
-        const waiting = this.#waiting.get(effect.id);
+        const done = this.#waiting.get(effect.id);
         this.#waiting.delete(effect.id);
-        if (waiting !== undefined)
-          waiting.reply(failure(decodeQuery(waiting.query), waiting.transport, effect.rcode));
+        return done?.(effect.type === "reply" ? { bytes: effect.bytes } : { rcode: effect.rcode });
       }
     }
   }
+
+  #isDue(zone: Zone): boolean {
+    const held = this.#zones.get(zone.network);
+    return held === undefined || (held.stale && this.now >= held.notBefore);
+  }
+
+  #zone(network: NetworkId): Zone {
+    let held = this.#zones.get(network);
+    if (held === undefined) {
+      const seconds = this.#agent.config.dnsTtlSeconds;
+      const zone = new Zone(network, { endpoints: seconds, vip: VIP_TTL_FACTOR * seconds });
+      held = { zone, stale: true, notBefore: this.now };
+      this.#zones.set(network, held);
+    }
+    const { zone } = held;
+    if (!held.stale || this.now < held.notBefore) return zone;
+    const start = this.now;
+    held.stale = false;
+    zone.update(
+      {
+        networkName: this.#agent.networkName(network),
+        subnet: this.#agent.loop.node.state.network(network)?.subnet,
+        endpoints: this.#namedEndpoints(network),
+        services: this.#namedServices(network),
+      },
+      start,
+    );
+    held.notBefore = after(start, elapsed(start, this.now) / REBUILD_SHARE);
+    return zone;
+  }
+
+  #namedEndpoints(network: NetworkId): NamedEndpoint[] {
+    const { networkDb } = this.#agent.loop.node;
+    const ports = this.#portsInRows();
+    const found: NamedEndpoint[] = [];
+    for (const row of networkDb.rows(network, ENDPOINT_TABLE, { suspended: true })) {
+      const record = endpointRecordOf(row);
+      if (record === undefined) continue;
+      found.push({
+        name: record.name,
+        taskAliases: record.taskAliases,
+        ip: record.endpointIp,
+        node: row.owner,
+        state: record.serviceDisabled ? "draining" : row.state === "suspended" ? "suspended" : "serving",
+        ...(record.serviceId === ""
+          ? {}
+          : {
+              service: {
+                name: record.serviceName,
+                aliases: record.aliases,
+                vip: record.virtualIp,
+                ports: ports.get(record.serviceId) ?? [],
+              },
+            }),
+      });
+    }
+    return found;
+  }
+
+  /** Published ports by service id: what is known of a service that somebody else, such as a Docker swarm, defined. */
+  #portsInRows(): Map<string, ServicePort[]> {
+    const found = new Map<string, ServicePort[]>();
+    for (const row of this.#agent.loop.node.networkDb.rows(INGRESS.id, ENDPOINT_TABLE)) {
+      const record = endpointRecordOf(row);
+      if (record === undefined || record.serviceId === "" || found.has(record.serviceId)) continue;
+      const ports = record.ingressPorts.flatMap(({ publishedPort, targetPort, protocol }) =>
+        protocol === "sctp" ? [] : [{ published: publishedPort, target: targetPort, protocol }],
+      );
+      found.set(record.serviceId, ports);
+    }
+    return found;
+  }
+
+  #namedServices(network: NetworkId): NamedService[] {
+    if (network === INGRESS.id) return [];
+    return this.#agent.loop.node.state.services().flatMap((service) => {
+      const membership = service.networks.find((one) => one.network === network);
+      return membership === undefined
+        ? []
+        : [{ name: service.name, vip: membership.vip, ports: service.ports }];
+    });
+  }
 }
 
-/** The host's own resolvers; our address among them would be a loop. */
+/** Virtual IPs outlive backends by far. */
+const VIP_TTL_FACTOR = 6;
+
 function hostServers(): string[] {
-  return getServers().filter((server) => server !== DNS_ADDRESS && !server.includes("]:"));
+  try {
+    return nameServers(readFileSync(RESOLV_CONF, "utf8"));
+  } catch {
+    return []; // a host without the file has no resolver
+  }
 }

@@ -12,7 +12,7 @@ export interface MetricSources {
   readonly agent: Pick<Agent, "loop" | "reconciler" | "endpoints" | "networkName">;
   readonly views: Pick<Views, "peers" | "services" | "networks" | "endpoints">;
   readonly mesh: Pick<MeshRunner, "counters">;
-  readonly dns: Pick<DnsRunner, "counters">;
+  readonly dns: Pick<DnsRunner, "counters" | "upstream">;
   readonly loopDelay: Pick<LoopDelay, "delays">;
   /** Probes sent, answered and so on, by name. */
   readonly pathCounters: () => Readonly<Record<string, number>>;
@@ -123,7 +123,12 @@ export function createRegistry(sources: MetricSources): Registry {
     byKey("what", Object.entries(mesh.counters)),
   );
   counter("dns_total", "Questions by what became of them.", ["what"], () =>
-    byKey("what", Object.entries(dns.counters)),
+    byKey("what", [...Object.entries(dns.counters), ["cached", dns.upstream.cached]]),
+  );
+  counter("dns_upstream_total", "Questions to servers outside and what they did.", ["server", "what"], () =>
+    [...dns.upstream.counts].flatMap(([server, counts]) =>
+      Object.entries(counts).map(([what, value]): Sample => [{ server, what }, value]),
+    ),
   );
 
   gauge("networks", "Networks defined.", [], () => [[{}, node.state.networks().length]]);

@@ -1,261 +1,254 @@
-import { decode, encode, RECURSION_AVAILABLE, RECURSION_DESIRED, TRUNCATED_RESPONSE } from "dns-packet";
-import type { Answer, DecodedPacket, Packet, Question } from "dns-packet";
-import { DecodeError, errorText } from "../base/error.ts";
-import { isIpv4, tryParseIp, type IpAddr } from "../base/ip.ts";
+import { tryParseIp, type IpAddr } from "../base/ip.ts";
 import { shuffle, type Random } from "../base/random.ts";
 import type { Instant } from "../base/time.ts";
-import type { NameEntry, Zone } from "./zone.ts";
+import {
+  DNS_CLASS,
+  DNS_RCODE,
+  DNS_TYPE,
+  encodeDnsAnswer,
+  encodeDnsName,
+  MAX_UDP_PAYLOAD,
+  soaData,
+  srvData,
+  type DnsQuery,
+  type DnsRcode,
+  type DnsRecord,
+} from "../wire/dns/message.ts";
+import type { NameEntry, ServiceEntry, ServicePort, Zone } from "./zone.ts";
 
-/** Seconds a client may keep an answer: backends come and go, virtual IPs hardly ever. Docker's 600 keeps dead addresses for 10 minutes. */
-const TTL_SECONDS = { vip: 30, endpoints: 5 } as const;
+/** How long a client may remember that there is nothing. */
 const NEGATIVE_TTL_SECONDS = 5;
 /** Without EDNS a UDP answer has at most this (RFC 1035 §4.2.1). */
-const PLAIN_UDP_BYTES = 512;
-/** More than a datagram of an overlay carries would be fragmented. */
-const MAX_UDP_BYTES = 4096;
+export const PLAIN_UDP_BYTES = 512;
 const MAX_TCP_BYTES = 65_535;
-/** Of the flags word; 0 is a standard query. */
-const OPCODE_BITS = 0x7800;
-const RCODE = { noError: 0, formErr: 1, servFail: 2, nxDomain: 3, notImp: 4, refused: 5 } as const;
+
+export type Transport = "udp" | "tcp";
 
 export type Outcome =
   | { readonly type: "reply"; readonly bytes: Uint8Array }
   /** Nobody here knows the name: ask upstream, with the query as it came. */
-  | { readonly type: "forward" };
+  | { readonly type: "forward" }
+  /** Nobody here knows the name yet: the peers have not told their tables. */
+  | { readonly type: "hold" };
 
 export interface Asker {
   /** Networks of the asking endpoint, in the order they are searched. */
   readonly zones: readonly Zone[];
-  readonly transport: "udp" | "tcp";
   /** Whether names nobody knows may be asked upstream: not on internal networks only (CVE-2024-29018). */
   readonly mayForward: boolean;
+  /** Whether the tables may still lack rows, just after a start. */
+  readonly learning: boolean;
+  /** Whether the name belongs to a service of another network, which the outside is not told either. */
+  readonly isElsewhere: (name: string) => boolean;
 }
 
-/** Decodes a query. @throws DecodeError when it is no DNS message. */
-export function decodeQuery(bytes: Uint8Array): DecodedPacket {
-  try {
-    return decode(Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength));
-  } catch (error) {
-    throw new DecodeError("DNS", 0, errorText(error));
-  }
-}
+const EMPTY: NameEntry = { a: [], aaaa: [] };
 
-/** Answers from the zones, or hands over (discovery.md §3, §4, §8). Only the first question is looked at, as by every server. */
-export function resolve(query: DecodedPacket, asker: Asker, random: Random, now: Instant): Outcome {
-  const question = query.questions?.[0];
-  if (query.type !== "query" || question === undefined) return reply(query, asker, RCODE.formErr, []);
-  if (((query.flags ?? 0) & OPCODE_BITS) !== 0) return reply(query, asker, RCODE.notImp, []);
-  const name = question.name.replace(/\.$/, "").toLowerCase();
+/** Answers from the zones, or hands over (discovery.md §3, §4, §8). */
+export function resolve(
+  query: DnsQuery,
+  asker: Asker,
+  transport: Transport,
+  random: Random,
+  now: Instant,
+): Outcome {
+  const reply = (
+    rcode: DnsRcode,
+    answers: readonly DnsRecord[] = [],
+    additionals: readonly DnsRecord[] = [],
+  ): Outcome => ({
+    type: "reply",
+    bytes: encode(query, transport, rcode, answers, additionals),
+  });
+  /** Success with what there is of the type asked for; nothing is told by an SOA, never by "no such name". */
+  const known = (records: readonly DnsRecord[], additionals: readonly DnsRecord[] = []): Outcome => {
+    const type = query.type;
+    const fitting = type === DNS_TYPE.any ? [...records] : records.filter((record) => record.type === type);
+    return reply(
+      DNS_RCODE.noError,
+      fitting.length > 1 ? shuffle(random, fitting) : fitting,
+      fitting.length > 0 ? additionals : [],
+    );
+  };
 
-  if (String(question.type) === "PTR") {
-    const target = reverseLookup(name, asker.zones);
-    if (target !== undefined) {
-      return reply(query, asker, RCODE.noError, [
-        { type: "PTR", name: question.name, ttl: TTL_SECONDS.endpoints, data: target },
-      ]);
+  if (query.opcode !== 0) return reply(DNS_RCODE.notImp);
+  if (query.edns !== undefined && query.edns.version > 0) return reply(DNS_RCODE.badVers);
+  if (query.class !== DNS_CLASS.internet && query.class !== DNS_CLASS.any) return reply(DNS_RCODE.refused);
+
+  const { name } = query;
+  const entry = find(name, asker.zones, (zone, host) => zone.lookup(host));
+  if (entry !== undefined) return known(recordsOf(query.type, entry));
+
+  if (name.endsWith(".arpa")) {
+    const ip = reverseAddress(name);
+    if (ip !== undefined) {
+      const zone = asker.zones.find((one) => one.reverse(ip) !== undefined);
+      if (zone !== undefined) {
+        const data = encodeDnsName(zone.reverse(ip) ?? "");
+        return known([{ type: DNS_TYPE.ptr, ttl: zone.ttls.endpoints, data }]);
+      }
+      if (asker.zones.some((zone) => zone.covers(ip)))
+        return asker.learning ? { type: "hold" } : reply(DNS_RCODE.nxDomain);
     }
-    return unknownName(query, asker);
+  } else if (name.startsWith("_")) {
+    const found = serviceRecords(name, asker.zones);
+    if (found === "no-such-port") return reply(DNS_RCODE.nxDomain);
+    if (found !== undefined) return known(found.answers, found.additionals);
   }
-  if (String(question.type) === "SRV") {
-    const service = serviceRecords(question, name, asker.zones);
-    if (service !== undefined)
-      return reply(query, asker, RCODE.noError, service.answers, service.additionals);
-  }
-  const entry = find(name, asker.zones, now);
-  if (entry === undefined) {
-    if (isOurs(name, asker.zones)) return negative(query, asker, RCODE.nxDomain);
-    return unknownName(query, asker);
-  }
-  const answers = shuffle(random, answersFor(question, entry));
-  return answers.length > 0
-    ? reply(query, asker, RCODE.noError, answers)
-    : negative(query, asker, RCODE.noError);
+
+  // A name that another network has now is found above, whatever this one has forgotten.
+  if (
+    find(name, asker.zones, (zone, host) => (zone.hasVanished(host, now) ? EMPTY : undefined)) !== undefined
+  )
+    return reply(DNS_RCODE.noError);
+  if (asker.learning) return { type: "hold" };
+  if (isOurs(name, asker.zones) || asker.isElsewhere(name)) return reply(DNS_RCODE.nxDomain);
+  return asker.mayForward ? { type: "forward" } : reply(DNS_RCODE.nxDomain);
 }
 
 /** A reply without answers: SERVFAIL when upstream fails, REFUSED when too many wait. */
-export function failure(
-  query: DecodedPacket,
-  transport: "udp" | "tcp",
-  rcode: "servFail" | "refused",
+export function failure(query: DnsQuery, transport: Transport, rcode: "servFail" | "refused"): Uint8Array {
+  return encodeDnsAnswer(query, { rcode: DNS_RCODE[rcode], answers: [] }, limitOf(query, transport), true);
+}
+
+/** What can be said to a message with a header and no readable question; undefined when not even that is there. */
+export function malformed(bytes: Uint8Array): Uint8Array | undefined {
+  if (bytes.length < 12) return undefined;
+  const id = ((bytes[0] ?? 0) << 8) | (bytes[1] ?? 0);
+  const opcode = ((bytes[2] ?? 0) >> 3) & 0x0f;
+  const question = new Uint8Array(0);
+  const rcode = DNS_RCODE.formErr;
+  const query = { id, opcode, recursionDesired: ((bytes[2] ?? 0) & 1) !== 0, question, edns: undefined };
+  return encodeDnsAnswer(query, { rcode, answers: [] }, PLAIN_UDP_BYTES, true);
+}
+
+/** The most bytes this client takes. */
+export function limitOf(query: DnsQuery, transport: Transport): number {
+  if (transport === "tcp") return MAX_TCP_BYTES;
+  return Math.min(MAX_UDP_PAYLOAD, Math.max(PLAIN_UDP_BYTES, query.edns?.payloadBytes ?? 0));
+}
+
+function encode(
+  query: DnsQuery,
+  transport: Transport,
+  rcode: DnsRcode,
+  answers: readonly DnsRecord[],
+  additionals: readonly DnsRecord[],
 ): Uint8Array {
-  return build(query, { transport }, RCODE[rcode], [], [], []);
+  const negative = answers.length === 0 && (rcode === DNS_RCODE.noError || rcode === DNS_RCODE.nxDomain);
+  const authorities = negative ? [NOTHING] : [];
+  // Over TCP there is nothing to ask again: what fits is a random part of a huge set.
+  return encodeDnsAnswer(
+    query,
+    { rcode, answers, authorities, additionals },
+    limitOf(query, transport),
+    transport === "udp",
+  );
 }
 
-function unknownName(query: DecodedPacket, asker: Asker): Outcome {
-  return asker.mayForward ? { type: "forward" } : negative(query, asker, RCODE.nxDomain);
+/** Bounds how long a client remembers that there is nothing (RFC 2308). */
+const NOTHING: DnsRecord = {
+  type: DNS_TYPE.soa,
+  ttl: NEGATIVE_TTL_SECONDS,
+  data: soaData(NEGATIVE_TTL_SECONDS),
+};
+
+function recordsOf(type: number, entry: NameEntry): readonly DnsRecord[] {
+  if (type === DNS_TYPE.a) return entry.a;
+  if (type === DNS_TYPE.aaaa) return entry.aaaa;
+  return type === DNS_TYPE.any ? [...entry.a, ...entry.aaaa] : [];
 }
 
-/** `a.b.c` is tried as itself on every network, then as `a.b` on network `c`, then as `a` on network `b.c`. */
-function find(name: string, zones: readonly Zone[], now: Instant): NameEntry | undefined {
-  let at = name.length;
-  while (at > 0) {
-    const host = name.slice(0, at);
+/**
+ * `a.b.c` is tried as itself on every network, then as `a.b` on network `c`, then as `a` on network `b.c`; the first
+ * network that knows it wins and nothing is merged.
+ */
+function find<T>(
+  name: string,
+  zones: readonly Zone[],
+  lookup: (zone: Zone, host: string) => T | undefined,
+): T | undefined {
+  for (const zone of zones) {
+    const found = lookup(zone, name);
+    if (found !== undefined) return found;
+  }
+  for (let at = name.lastIndexOf("."); at > 0; at = name.lastIndexOf(".", at - 1)) {
     const network = name.slice(at + 1);
     for (const zone of zones) {
-      if (network !== "" && zone.networkName.toLowerCase() !== network) continue;
-      const entry = zone.lookup(host, now);
-      if (entry !== undefined) return entry;
+      if (zone.suffix !== network) continue;
+      const found = lookup(zone, name.slice(0, at));
+      if (found !== undefined) return found;
     }
-    at = name.lastIndexOf(".", at - 1);
   }
   return undefined;
 }
 
 /** Names that must never leak upstream: `tasks.…` and whatever ends in the name of a network of the asker. */
 function isOurs(name: string, zones: readonly Zone[]): boolean {
-  return (
-    name.startsWith("tasks.") || zones.some((zone) => name.endsWith(`.${zone.networkName.toLowerCase()}`))
-  );
+  return name.startsWith("tasks.") || zones.some((zone) => name.endsWith(`.${zone.suffix}`));
 }
 
-function answersFor(question: Question, entry: NameEntry): Answer[] {
-  const type = String(question.type);
-  const answers: Answer[] = [];
-  for (const ip of entry.addresses) {
-    const v4 = isIpv4(ip);
-    if (type !== "ANY" && type !== (v4 ? "A" : "AAAA")) continue;
-    answers.push({ type: v4 ? "A" : "AAAA", name: question.name, ttl: TTL_SECONDS[entry.kind], data: ip });
-  }
-  return answers;
-}
-
-/** `_PORT._PROTO.[tasks.]SERVICE` for published and target ports. */
+/**
+ * `_PORT._PROTO.SERVICE` leads to the service, `_PORT._PROTO.tasks.SERVICE` to each backend. PORT is a target port,
+ * or a published one where no target has that number: inside the overlay only targets can be connected to.
+ */
 function serviceRecords(
-  question: Question,
   name: string,
   zones: readonly Zone[],
-): { readonly answers: Answer[]; readonly additionals: Answer[] } | undefined {
-  const match = /^_([^.]+)\._(tcp|udp)\.(.+)$/.exec(name);
+): { answers: DnsRecord[]; additionals: DnsRecord[] } | "no-such-port" | undefined {
+  const match = /^_(\d{1,5})\._(tcp|udp)\.(tasks\.)?(.+)$/.exec(name);
   if (match === null) return undefined;
-  const [, label = "", protocol = "", host = ""] = match;
-  for (const zone of zones) {
-    const suffix = `.${zone.networkName.toLowerCase()}`;
-    const plain = host.endsWith(suffix) ? host.slice(0, -suffix.length) : host;
-    const service = zone.service(plain.replace(/^tasks\./, ""));
-    const port = service?.ports.find(
-      (one) => one.protocol === protocol && (String(one.target) === label || String(one.published) === label),
-    );
-    if (service === undefined || port === undefined) continue;
-    const ttl = TTL_SECONDS.endpoints;
-    const target = `${plain}.${zone.networkName}`;
-    const answers: Answer[] = [
-      { type: "SRV", name: question.name, ttl, data: { port: port.target, target, priority: 0, weight: 0 } },
-    ];
-    const addresses = zone.lookup(plain, 0 as Instant)?.addresses ?? [];
-    const additionals = addresses
-      .filter(isIpv4)
-      .map((ip): Answer => ({ type: "A", name: target, ttl, data: ip }));
-    return { answers, additionals };
-  }
-  return undefined;
+  const [, label = "", protocol = "", tasks, host = ""] = match;
+  const found = find(host, zones, (zone, plain) => {
+    const service = zone.service(plain);
+    return service === undefined ? undefined : { zone, service };
+  });
+  if (found === undefined) return undefined;
+  const { zone, service } = found;
+  const port = portNamed(service.ports, Number(label), protocol);
+  if (port === undefined) return "no-such-port";
+  const targets = tasks === undefined ? serviceTargets(zone, service) : backendTargets(zone, service);
+  const ttl = zone.ttls.endpoints;
+  return {
+    answers: targets.map(({ target }) => ({
+      type: DNS_TYPE.srv,
+      ttl,
+      data: srvData(port.target, target),
+    })),
+    additionals: targets.flatMap(({ target, records }) =>
+      records.map((record) => ({ ...record, name: target })),
+    ),
+  };
 }
 
-function reverseLookup(name: string, zones: readonly Zone[]): string | undefined {
-  const ip = reverseAddress(name);
-  if (ip === undefined) return undefined;
-  for (const zone of zones) {
-    const found = zone.reverse(ip);
-    if (found !== undefined) return found;
-  }
-  return undefined;
+function portNamed(ports: readonly ServicePort[], number: number, protocol: string): ServicePort | undefined {
+  const fitting = ports.filter((port) => port.protocol === protocol);
+  return fitting.find((port) => port.target === number) ?? fitting.find((port) => port.published === number);
+}
+
+interface Target {
+  readonly target: string;
+  readonly records: readonly DnsRecord[];
+}
+
+function serviceTargets(zone: Zone, service: ServiceEntry): Target[] {
+  const entry = zone.lookup(service.name.toLowerCase()) ?? EMPTY;
+  return [{ target: `${service.name}.${zone.networkName}`, records: [...entry.a, ...entry.aaaa] }];
+}
+
+function backendTargets(zone: Zone, service: ServiceEntry): Target[] {
+  return service.backends.map(({ name, record }) => ({
+    target: `${name}.${zone.networkName}`,
+    records: [record],
+  }));
 }
 
 /** `4.3.2.1.in-addr.arpa` → 1.2.3.4; `….ip6.arpa` likewise. */
 function reverseAddress(name: string): IpAddr | undefined {
-  const v4 = /^(\d+)\.(\d+)\.(\d+)\.(\d+)\.in-addr\.arpa$/.exec(name);
+  const v4 = /^(\d{1,3})\.(\d{1,3})\.(\d{1,3})\.(\d{1,3})\.in-addr\.arpa$/.exec(name);
   if (v4 !== null) return tryParseIp(v4.slice(1, 5).reverse().join("."));
   const v6 = /^((?:[0-9a-f]\.){32})ip6\.arpa$/.exec(name);
   if (v6 === null) return undefined;
   const digits = (v6[1] ?? "").split(".").filter(Boolean).reverse().join("");
   return tryParseIp(digits.replace(/(.{4})(?=.)/g, "$1:"));
 }
-
-/** Empty answer with an SOA whose minimum bounds how long the client remembers it (RFC 2308). */
-function negative(query: DecodedPacket, asker: Asker, rcode: number): Outcome {
-  const soa: Answer = {
-    type: "SOA",
-    name: query.questions?.[0]?.name ?? ".",
-    ttl: NEGATIVE_TTL_SECONDS,
-    data: {
-      mname: "ns.netagent",
-      rname: "netagent",
-      serial: 1,
-      refresh: 60,
-      retry: 60,
-      expire: 60,
-      minimum: NEGATIVE_TTL_SECONDS,
-    },
-  };
-  return { type: "reply", bytes: build(query, asker, rcode, [], [soa], []) };
-}
-
-function reply(
-  query: DecodedPacket,
-  asker: Asker,
-  rcode: number,
-  answers: Answer[],
-  additionals: Answer[] = [],
-): Outcome {
-  return { type: "reply", bytes: build(query, asker, rcode, answers, [], additionals) };
-}
-
-function build(
-  query: DecodedPacket,
-  asker: Pick<Asker, "transport">,
-  rcode: number,
-  answers: Answer[],
-  authorities: Answer[],
-  additionals: Answer[],
-): Uint8Array {
-  const edns = query.additionals?.find((record) => record.type === "OPT");
-  const asked =
-    edns !== undefined && "udpPayloadSize" in edns ? Number(edns.udpPayloadSize) : PLAIN_UDP_BYTES;
-  const limit =
-    asker.transport === "tcp" ? MAX_TCP_BYTES : Math.min(MAX_UDP_BYTES, Math.max(PLAIN_UDP_BYTES, asked));
-  const opt: Answer[] =
-    edns === undefined
-      ? []
-      : [
-          {
-            type: "OPT",
-            name: ".",
-            udpPayloadSize: MAX_UDP_BYTES,
-            extendedRcode: 0,
-            ednsVersion: 0,
-            flags: 0,
-            flag_do: false,
-            options: [],
-          },
-        ];
-  const packet: Packet = {
-    id: query.id ?? 0,
-    type: "response",
-    // dns-packet takes the response code as the low bits of the flags.
-    flags: RECURSION_AVAILABLE | ((query.flags ?? 0) & RECURSION_DESIRED) | rcode,
-    questions: (query.questions ?? []).slice(0, 1),
-    answers,
-    authorities,
-    additionals: [...additionals, ...opt],
-  };
-  let bytes = encode(packet);
-  if (bytes.length <= limit) return bytes;
-  // Whole records are dropped; the client sees the TC bit and asks again over TCP.
-  let kept = Math.max(0, Math.floor((answers.length * limit) / bytes.length));
-  for (;;) {
-    bytes = encode({
-      ...packet,
-      flags: (packet.flags ?? 0) | TRUNCATED_RESPONSE,
-      answers: answers.slice(0, kept),
-      additionals: opt,
-    });
-    if (bytes.length <= limit || kept === 0) return bytes;
-    kept--;
-  }
-}
-
-/** The response code of an encoded message. */
-export function responseCode(bytes: Uint8Array): number {
-  return (bytes[3] ?? 0) & 0x0f;
-}
-
-export const RESPONSE_CODES = RCODE;

@@ -18,18 +18,28 @@ export interface DnsPorts {
 
 /** Whether the redirection stands as we made it. @throws NetError when the kernel cannot be asked. */
 export function dnsRedirectStands(netns: Netns, ports: DnsPorts): boolean {
+  return tableComment(netns) === comment(ports);
+}
+
+/**
+ * Where an earlier agent led questions to. Its successor takes the same ports, so that clients that keep a socket are
+ * not led astray by their connection tracking entries. @throws NetError when the kernel cannot be asked.
+ */
+export function redirectedPorts(netns: Netns): DnsPorts | undefined {
+  const match = /^netagent names: udp (\d+), tcp (\d+)$/.exec(tableComment(netns) ?? "");
+  return match === null ? undefined : { udp: Number(match[1]), tcp: Number(match[2]) };
+}
+
+function tableComment(netns: Netns): string | undefined {
   using socket = new NetlinkSocket("netfilter", netns);
   try {
     const request = {
       type: NFT_MESSAGE.getTable,
       encode: (out: Parameters<typeof writeGetTable>[0]) => writeGetTable(out, TABLE),
     };
-    return (
-      socket.get(`find table ${TABLE}`, request, (message) => decodeTable(message.payload)).comment ===
-      comment(ports)
-    );
+    return socket.get(`find table ${TABLE}`, request, (message) => decodeTable(message.payload)).comment;
   } catch (error) {
-    if (error instanceof NetError && error.code === "ENOENT") return false;
+    if (error instanceof NetError && error.code === "ENOENT") return undefined;
     throw error;
   }
 }

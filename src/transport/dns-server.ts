@@ -12,6 +12,8 @@ export type QueryHandler = (
 /** TCP clients of one listener at one time, and how long one may stay silent. */
 const MAX_TCP_CLIENTS = 64;
 const TCP_IDLE_MS = 10_000;
+/** Answers waiting for a TCP client that asks and does not read; more and it is cut off. */
+const MAX_UNREAD_BYTES = 1 << 20;
 
 /** A DNS listener on two sockets that were bound elsewhere (inside a sandbox); takes over the descriptors. */
 export class DnsListener {
@@ -19,14 +21,15 @@ export class DnsListener {
   readonly #tcp: Server;
   readonly #clients = new Set<Socket>();
   readonly #ready: Promise<unknown>;
+  #closed = false;
 
   constructor(udpFd: number, tcpFd: number, onQuery: QueryHandler) {
     this.#udp = createSocket("udp4");
     this.#udp.on("error", () => undefined);
     this.#udp.on("message", (bytes, from) => {
-      onQuery(plainBytes(bytes), "udp", (answer) =>
-        this.#udp.send(answer, from.port, from.address, () => undefined),
-      );
+      onQuery(plainBytes(bytes), "udp", (answer) => {
+        if (!this.#closed) this.#udp.send(answer, from.port, from.address, ignored);
+      });
     });
     const udpReady = new Promise<void>((resolve) => this.#udp.once("listening", resolve));
     this.#udp.bind({ fd: udpFd });
@@ -49,6 +52,7 @@ export class DnsListener {
   }
 
   close(): void {
+    this.#closed = true;
     this.#udp.close();
     this.#tcp.close();
     for (const client of this.#clients) client.destroy();
@@ -59,7 +63,13 @@ export class DnsListener {
     client.on("close", () => this.#clients.delete(client));
     client.on("error", () => undefined);
     client.setTimeout(TCP_IDLE_MS, () => client.destroy());
-    readFrames(client, (bytes) => onQuery(bytes, "tcp", (answer) => client.write(frame(answer))));
+    readFrames(client, (bytes) =>
+      onQuery(bytes, "tcp", (answer) => {
+        if (client.destroyed) return;
+        client.write(frame(answer));
+        if (client.writableLength > MAX_UNREAD_BYTES) client.destroy();
+      }),
+    );
   }
 }
 
@@ -119,6 +129,9 @@ export class DnsUpstream {
     readFrames(socket, (answer) => this.#onAnswer(exchange, answer));
   }
 }
+
+/** Of a send: a client that is gone misses nothing. */
+function ignored(): void {}
 
 /** DNS over TCP: two bytes of length before each message (RFC 1035 §4.2.2). */
 function frame(bytes: Uint8Array): Uint8Array {

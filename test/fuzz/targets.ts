@@ -6,6 +6,7 @@ import { decodeArp, encodeArp } from "../../src/wire/arp.ts";
 import { decodeEthernetHeader, encodeEthernetHeader } from "../../src/wire/ethernet.ts";
 import { decodeIpv4Header, encodeIpv4Header } from "../../src/wire/ipv4.ts";
 import { lzwCompress, lzwDecompress } from "../../src/wire/lzw.ts";
+import { decodeDnsQuery, dnsTimes } from "../../src/wire/dns/message.ts";
 import { decodeMessage, encodeMessage } from "../../src/wire/memberlist/message.ts";
 import { decodePacket } from "../../src/wire/memberlist/packet.ts";
 import { UNSEALED, type Sealing } from "../../src/wire/memberlist/seal.ts";
@@ -152,6 +153,26 @@ export const FUZZ_TARGETS: readonly FuzzTarget[] = [
   frame("ARP", "000108000604000102420a0009050a0009050000000000000a000906", decodeArp, encodeArp),
   frame("IPv4 header", "45000073000040004011b861c0a80001c0a800c7", decodeIpv4Header, encodeIpv4Header),
   frame("UDP", "c35012b5000c000001020304", decodeUdp, (datagram, out) => encodeUdp(datagram, undefined, out)),
+  // A query of dig for web.blue with EDNS and a cookie, and an answer with its SOA.
+  fuzzTarget({
+    name: "DNS query",
+    corpus: [
+      fromHex(
+        "1267012000010000000000010377656204626c75650000010001000029100000000000000c000a0008000102030405060708",
+      ),
+    ],
+    decode: decodeDnsQuery,
+  }),
+  fuzzTarget({
+    name: "DNS answer",
+    corpus: [
+      fromHex(
+        "1267818000010001000100000377656204626c75650000010001c00c00010001000000050004" +
+          "0a000105c00c00060001000000050018026e73c00c00000000010000003c0000003c0000003c00000005",
+      ),
+    ],
+    decode: dnsTimes,
+  }),
   frame("VXLAN header", "0800000000100100", decodeVxlanHeader, encodeVxlanHeader),
 ];
 
