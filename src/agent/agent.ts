@@ -382,6 +382,7 @@ export class Agent {
         this.event("conflict", effect.conflict.type, effect.conflict.text);
         return this.refresh();
       case "persist":
+      case "persist-soon":
       case "done":
       case "refused":
         return; // the loop's own

@@ -40,6 +40,8 @@ type Unnumbered<T> = T extends unknown ? Omit<T, "request"> : never;
 
 /** A timer that comes this late says that this process, not its peers, was slow. */
 const LOOP_DELAY_MS = 100;
+/** A write that nothing waits for takes in what comes meanwhile. */
+const SAVE_DELAY_MS = 100;
 
 /**
  * The loop that joins them: input → gossip node → effects → performers. Never re-entrant: an effect that causes
@@ -64,6 +66,7 @@ export class GossipLoop {
     { resolve: (body: unknown) => void; reject: (error: NetError) => void }
   >();
   #expectedWake: Instant | undefined;
+  #saveTimer: NodeJS.Timeout | undefined;
 
   private constructor(
     node: GossipNode,
@@ -166,7 +169,19 @@ export class GossipLoop {
 
   async close(): Promise<void> {
     this.#clock.close();
+    if (this.#saveTimer !== undefined) this.#save();
     await this.transport.close();
+  }
+
+  /** Such things come piece by piece. */
+  #saveSoon(): void {
+    this.#saveTimer ??= setTimeout(() => this.#save(), SAVE_DELAY_MS);
+  }
+
+  #save(): void {
+    clearTimeout(this.#saveTimer);
+    this.#saveTimer = undefined;
+    this.#persistState(this.node.state.snapshot(this.now()));
   }
 
   #perform(effect: GossipEffect): void {
@@ -202,7 +217,9 @@ export class GossipLoop {
       case "state":
         switch (effect.effect.type) {
           case "persist":
-            return this.#persistState(this.node.state.snapshot(this.now()));
+            return this.#save();
+          case "persist-soon":
+            return this.#saveSoon();
           case "done": {
             const { request, result } = effect.effect;
             const waiting = this.#stateRequests.get(request);

@@ -17,10 +17,19 @@ import { Swim } from "../swim/swim.ts";
 import type { UserMessage } from "../wire/memberlist/message.ts";
 import { decodePacket, encodePacket } from "../wire/memberlist/packet.ts";
 import { KeyMismatch, packetOverhead, sealsOutgoing, type Sealing } from "../wire/memberlist/seal.ts";
-import { encodeStream, STREAM_LIMITS, StreamDecoder, type StreamMessage } from "../wire/memberlist/stream.ts";
+import {
+  encodeStream,
+  encodeStreamEnvelopes,
+  encodeStreamPayload,
+  STREAM_LIMITS,
+  StreamDecoder,
+  type PushPull,
+  type StreamMessage,
+} from "../wire/memberlist/stream.ts";
 import { encodeNetworkDbMessage, networkDbMessageType } from "../wire/networkdb/message.ts";
 import { STATE_MESSAGE_TYPE } from "../wire/state/message.ts";
 import { AmongSerf } from "./among-serf.ts";
+import { definitionsOf, withDefinitions } from "./exchange-state.ts";
 import { decodeMetadata, encodeMetadata, type NodeFacts } from "./metadata.ts";
 import { PEER_CALL_MESSAGE_TYPE, PeerCalls, type PeerCallEffect, type PeerQuestion } from "./peer-call.ts";
 
@@ -97,15 +106,19 @@ export interface GossipNodeOptions {
   readonly nonce: () => Uint8Array;
 }
 
+interface AcceptedStream {
+  readonly kind: "accepted";
+  readonly from: SocketAddr;
+  readonly decoder: StreamDecoder;
+  readonly sealing: Sealing;
+  /** Its push/pull came with tables, so the answer may have some, too. */
+  speaksTables: boolean;
+  /** It came with a greeting and gets one; the name, when the requester alone was in it. */
+  greets?: { readonly name: NodeName | undefined };
+}
+
 type Stream =
-  | {
-      readonly kind: "accepted";
-      readonly from: SocketAddr;
-      readonly decoder: StreamDecoder;
-      readonly sealing: Sealing;
-      /** Its push/pull came with tables, so the answer may have some, too. */
-      speaksTables: boolean;
-    }
+  | AcceptedStream
   | {
       readonly kind: "push-pull";
       readonly exchange: number;
@@ -126,6 +139,13 @@ type Stream =
       readonly origin: UserOrigin;
     };
 type UserOrigin = "networkdb" | "state" | "peer-call";
+
+interface UserState {
+  readonly bytes: Uint8Array;
+  readonly greeting: Uint8Array | undefined;
+  /** Whether we knew others than the peer before. */
+  readonly company: boolean;
+}
 
 /** Accepted and dialled streams at one time; more are closed at once. memberlist answers 127 push/pulls at a time. */
 const MAX_STREAMS = 512;
@@ -158,7 +178,11 @@ export class GossipNode {
   readonly #streams = new Map<number, Stream>();
   readonly #deadlines = new Deadlines<number>();
   /** User state that came with a push/pull, until swim says whether the exchange counts. */
-  readonly #userStates = new Map<string, Uint8Array>();
+  readonly #userStates = new Map<string, UserState>();
+  /** Set while swim takes in a push/pull: members met by it are greeted, or are not. */
+  #meeting: { readonly greeted: boolean } | undefined;
+  /** An answer to push/pulls that this input has made already, before encryption: a batch gets one answer. */
+  #answer: { readonly key: string; readonly plain: Uint8Array } | undefined;
   /** Set when the cluster is serf's. */
   readonly #serf: AmongSerf | undefined;
   /** When memberlist's goodbye follows serf's. */
@@ -209,6 +233,7 @@ export class GossipNode {
 
   handle(input: GossipInput, now: Instant): GossipEffect[] {
     this.#effects = [];
+    this.#answer = undefined;
     this.#dispatch(input, now);
     if (this.#serf !== undefined) this.#armTableRound(now);
     return this.#effects;
@@ -378,8 +403,12 @@ export class GossipNode {
     if (message.type === "error")
       return this.#failed(reading, { failure: "rejected", detail: message.error }, now);
     if (reading.kind === "push-pull" && message.type === "push-pull") {
-      this.#userStates.set(`exchange ${reading.exchange}`, message.userState);
-      return this.#swim({ type: "push-pull-reply", exchange: reading.exchange, nodes: message.nodes }, now);
+      const { exchange } = reading;
+      const { nodes } = message;
+      this.#meet(`exchange ${exchange}`, message.userState);
+      this.#swim({ type: "push-pull-reply", exchange, nodes }, now);
+      this.#meeting = undefined;
+      return;
     }
     if (reading.kind === "ping" && message.type === "ack") {
       return this.#swim(
@@ -396,11 +425,8 @@ export class GossipNode {
       case "ping":
         return this.#swim({ type: "stream-ping", stream, from, ping: message }, now);
       case "push-pull":
-        this.#userStates.set(`stream ${stream}`, message.userState);
-        return this.#swim(
-          { type: "push-pull-request", stream, from, join: message.join, nodes: message.nodes },
-          now,
-        );
+        this.#pushPullRequest(stream, from, message, now);
+        return;
       case "user":
         this.#closeStream(stream);
         if (message.payload.length > 0) this.#userMessage(message.payload, "stream", now);
@@ -412,6 +438,34 @@ export class GossipNode {
       default:
         return unreachable(message);
     }
+  }
+
+  #pushPullRequest(
+    stream: number,
+    from: SocketAddr,
+    { join, nodes, userState }: PushPull,
+    now: Instant,
+  ): void {
+    const accepted = this.#streams.get(stream);
+    if (this.#meet(`stream ${stream}`, userState) && accepted?.kind === "accepted") {
+      const [only, ...others] = nodes;
+      accepted.greets = { name: others.length === 0 ? (only?.name as NodeName | undefined) : undefined };
+    }
+    this.#swim({ type: "push-pull-request", stream, from, join, nodes }, now);
+    this.#meeting = undefined;
+  }
+
+  /** Keeps the peer's user state until swim has merged its members. Whether there is a greeting in it. */
+  #meet(key: string, bytes: Uint8Array): boolean {
+    let greeting: Uint8Array | undefined;
+    try {
+      if (speaksTables(bytes)) greeting = definitionsOf(bytes);
+    } catch (error) {
+      this.#dropped(error, "push/pull state");
+    }
+    this.#userStates.set(key, { bytes, greeting, company: this.swim.aliveCount > 1 });
+    this.#meeting = { greeted: greeting !== undefined };
+    return greeting !== undefined;
   }
 
   #closed(
@@ -467,7 +521,8 @@ export class GossipNode {
         return;
       case "push-pull": {
         const tables = this.#serf === undefined || this.#isNetagent(effect.to);
-        const request = this.#encodeStream(this.#pushPull(effect.join, tables), "request", this.#sealing);
+        const message = this.#pushPull(effect.join, tables, tables && effect.join, now);
+        const request = this.#encodeStream(message, "request", this.#sealing);
         const decoder = new StreamDecoder(this.#sealing, STREAM_LIMITS, "reply");
         this.#dial(
           effect.to,
@@ -485,9 +540,10 @@ export class GossipNode {
       case "push-pull-answer": {
         const stream = this.#streams.get(effect.stream);
         if (stream?.kind !== "accepted") return;
-        const tables = this.#serf === undefined || stream.speaksTables;
-        const bytes = this.#encodeStream(this.#pushPull(effect.join, tables), "reply", stream.sealing);
+        const bytes = this.#answerOf(effect.join, stream, now);
         this.#effects.push({ type: "write-stream", stream: effect.stream, bytes });
+        const name = stream.greets?.name;
+        if (name !== undefined) this.#state({ type: "greeted", name }, now);
         return this.#closeStream(effect.stream);
       }
       case "push-pull-merged": {
@@ -498,10 +554,9 @@ export class GossipNode {
         const userState = this.#userStates.get(key);
         this.#userStates.delete(key);
         if (effect.refused === undefined) {
-          if (userState === undefined || userState.length === 0) return;
-          if (this.#serf !== undefined && !speaksTables(userState))
-            return this.#hearSerf(() => this.#serf?.userState(userState));
-          return this.#networkDb({ type: "push-pull-state", bytes: userState, join: effect.join }, now);
+          if (userState !== undefined)
+            this.#userState(userState, "exchange" in effect.source, effect.join, now);
+          return;
         }
         this.#count("push/pull refused");
         if ("stream" in effect.source) {
@@ -564,6 +619,16 @@ export class GossipNode {
     this.#effects.push(effect);
   }
 
+  #userState({ bytes, greeting, company }: UserState, asked: boolean, join: boolean, now: Instant): void {
+    if (bytes.length === 0) return;
+    if (this.#serf !== undefined && !speaksTables(bytes))
+      return this.#hearSerf(() => this.#serf?.userState(bytes));
+    this.#networkDb({ type: "push-pull-state", bytes, join }, now);
+    // Who was alone and asked knows nobody to pass it on to whom the peer would not tell.
+    if (greeting !== undefined)
+      this.#state({ type: "greeting", bytes: greeting, passOn: !asked || company }, now);
+  }
+
   /** What a member announces decides what it is told. */
   #learn(member: Member, joined: boolean, now: Instant): void {
     const name = nodeName(member.name);
@@ -571,7 +636,10 @@ export class GossipNode {
     const facts = decodeMetadata(member.meta);
     const news = joined || this.#peers.has(name) !== (facts !== undefined);
     if (news && (this.#serf === undefined || facts !== undefined))
-      this.#networkDb({ type: "member-joined", name, address: member.address }, now);
+      this.#networkDb(
+        { type: "member-joined", name, address: member.address, kin: facts !== undefined },
+        now,
+      );
     if (facts === undefined) {
       if (this.#peers.delete(name)) this.#state({ type: "member-left", name }, now);
       return;
@@ -579,7 +647,8 @@ export class GossipNode {
     this.#peers.set(name, facts);
     this.#sweepPeers();
     if (facts.capabilities.includes("state")) {
-      this.#state({ type: "member-joined", name, id: facts.id, shown: facts.name }, now);
+      const compare = this.#meeting === undefined ? this.#serf !== undefined : !this.#meeting.greeted;
+      this.#state({ type: "member-joined", name, id: facts.id, shown: facts.name, compare }, now);
     }
     if (news && this.#serf !== undefined) this.#introduceTo(name, member.address, now);
   }
@@ -736,9 +805,22 @@ export class GossipNode {
     this.#closeStream(stream);
   }
 
-  #pushPull(join: boolean, tables: boolean): StreamMessage {
-    const userState = tables ? this.networkDb.localState(join) : NO_BYTES;
+  #pushPull(join: boolean, tables: boolean, greet: boolean, now: Instant): StreamMessage {
+    const greeting = greet ? this.state.greeting(now) : undefined;
+    let userState = tables ? this.networkDb.localState(join) : NO_BYTES;
+    if (greeting !== undefined) userState = withDefinitions(userState, greeting);
     return { type: "push-pull", join, nodes: this.swim.snapshot(), userState };
+  }
+
+  #answerOf(join: boolean, { speaksTables, greets, sealing }: AcceptedStream, now: Instant): Uint8Array {
+    const tables = this.#serf === undefined || speaksTables;
+    const key = `${join} ${tables} ${greets !== undefined}`;
+    if (this.#answer?.key !== key) {
+      const message = this.#pushPull(join, tables, greets !== undefined, now);
+      this.#answer = { key, plain: encodeStreamPayload(message, true) };
+    }
+    const nonce = sealsOutgoing(sealing) ? { nonce: this.#options.nonce() } : {};
+    return encodeStreamEnvelopes(this.#answer.plain, { sealing, direction: "reply", ...nonce });
   }
 
   #isNetagent({ ip, port }: SocketAddr): boolean {

@@ -32,7 +32,13 @@ import { snapshot, type RowFilter } from "./watch.ts";
 
 export type NetworkDbInput =
   /** memberlist considers the node alive: new, returned, or with another address. Members precede the user state of their push/pull. */
-  | { readonly type: "member-joined"; readonly name: NodeName; readonly address: SocketAddr }
+  /** `kin`: a netagent, which needs no node event to know that we joined. */
+  | {
+      readonly type: "member-joined";
+      readonly name: NodeName;
+      readonly address: SocketAddr;
+      readonly kin?: boolean;
+    }
   /** Dead or left in memberlist. After a node-leave event of its own a node has left, whatever `how` says. */
   | { readonly type: "member-left"; readonly name: NodeName; readonly how: Departure }
   /** The payload of a memberlist user message of GossipMessage type 1–6. */
@@ -122,6 +128,8 @@ export class NetworkDb {
   readonly #bulkSync: BulkSync;
   readonly #rejoin: Rejoin;
   #leavingUntil: Instant | undefined;
+  /** We joined somebody, and nobody was there so far who waits for the event that says so. */
+  #joinUntold = false;
 
   /** Node and network events for memberlist's own gossip. */
   readonly clusterBroadcasts: ClusterBroadcastSource;
@@ -149,7 +157,7 @@ export class NetworkDb {
   handle(input: NetworkDbInput, now: Instant): NetworkDbEffect[] {
     switch (input.type) {
       case "member-joined":
-        this.#memberJoined(input.name, input.address, now);
+        this.#memberJoined(input.name, input.address, input.kin === true, now);
         break;
       case "member-left":
         this.#memberLeft(input.name, input.how, now);
@@ -296,7 +304,7 @@ export class NetworkDb {
     return this.#db.counters;
   }
 
-  #memberJoined(name: NodeName, address: SocketAddr, now: Instant): void {
+  #memberJoined(name: NodeName, address: SocketAddr, kin: boolean, now: Instant): void {
     const alone = this.#db.nodes.activeCount === 0;
     const arrival = memberJoined(this.#db, name, address, now);
     if (arrival === "new") mergeEarlyEvents(this.#db, name, now);
@@ -305,8 +313,12 @@ export class NetworkDb {
       this.#bulkSync.withPeer(name, now);
     }
     const rejoined = this.#rejoin.tookEffort(name);
-    // Has no function beyond compatibility with old nodes, which expect it after every successful join.
-    if ((alone && arrival !== "refused") || rejoined) issueNodeEvent(this.#db, "join");
+    // Has no function beyond compatibility with old nodes of Docker's, which expect it after every successful join.
+    // Each member passes each of them on: among netagents alone they would be a third of a join storm.
+    if ((alone && arrival !== "refused") || rejoined) this.#joinUntold = true;
+    if (!this.#joinUntold || kin) return;
+    this.#joinUntold = false;
+    issueNodeEvent(this.#db, "join");
   }
 
   #memberLeft(name: NodeName, how: Departure, now: Instant): void {

@@ -25,10 +25,16 @@ export type StateInput =
       readonly id: NodeId;
       /** For people, in errors. */
       readonly shown: string;
+      /** We met by an exchange that carried no greetings: each lacks what the other knows. */
+      readonly compare?: boolean;
     }
   | { readonly type: "member-left"; readonly name: NodeName }
   /** A NetworkDB payload for which `isStateMessage` holds. Damaged ones are counted and dropped. */
   | { readonly type: "user-message"; readonly bytes: Uint8Array; readonly via: "packet" | "stream" }
+  /** A peer's `greeting()`. `passOn` unless it passes ours on and there was nobody else to tell. */
+  | { readonly type: "greeting"; readonly bytes: Uint8Array; readonly passOn: boolean }
+  /** The member was given our `greeting()`. */
+  | { readonly type: "greeted"; readonly name: NodeName }
   | { readonly type: "stream-failed"; readonly to: NodeName }
   | { readonly type: "wake" }
   | StateRequest;
@@ -41,6 +47,8 @@ export type StateInput =
  */
 export type StateEffect =
   | { readonly type: "persist" }
+  /** Learned from others, who still have it should it be lost: to be saved too, but nothing waits for it. */
+  | { readonly type: "persist-soon" }
   /** Payloads are complete NetworkDB messages; a packet's is at most `packetBytes` long. */
   | { readonly type: "send-packet"; readonly to: NodeName; readonly payload: Uint8Array }
   | { readonly type: "send-stream"; readonly to: NodeName; readonly payload: Uint8Array }

@@ -1,5 +1,5 @@
 import type { NodeId, NodeName } from "../base/id.ts";
-import type { Instant } from "../base/time.ts";
+import { after, type Instant } from "../base/time.ts";
 
 interface CapableMember {
   readonly id: NodeId;
@@ -16,6 +16,8 @@ export class Members {
   readonly #byName = new Map<NodeName, CapableMember>();
   /** The latest name of each id: the one to talk to. */
   readonly #byId = new Map<NodeId, NodeName>();
+  /** Since when each other member with our own id is known: asked for after every input, and hardly ever there. */
+  readonly #twins = new Map<NodeName, Instant>();
 
   constructor(self: NodeId) {
     this.#self = self;
@@ -28,14 +30,17 @@ export class Members {
   join(name: NodeName, id: NodeId, shown: string, now: Instant): void {
     const previous = this.#byName.get(name);
     if (previous !== undefined && previous.id !== id) this.leave(name);
-    this.#byName.set(name, { id, shown, since: previous?.since ?? now });
-    if (id !== this.#self) this.#byId.set(id, name);
+    const since = previous?.since ?? now;
+    this.#byName.set(name, { id, shown, since });
+    if (id === this.#self) this.#twins.set(name, since);
+    else this.#byId.set(id, name);
   }
 
   /** The id that cannot be reached any more, if that is what it means. */
   leave(name: NodeName): NodeId | undefined {
     const member = this.#byName.get(name);
     this.#byName.delete(name);
+    this.#twins.delete(name);
     if (member === undefined || this.#byId.get(member.id) !== name) return undefined;
     this.#byId.delete(member.id);
     // The other name of a restarted node may have joined first.
@@ -66,9 +71,7 @@ export class Members {
 
   /** When another member is known to have our node id, undefined if there is none. */
   twinAt(): Instant | undefined {
-    let earliest: number | undefined;
-    for (const { id, since } of this.#byName.values())
-      if (id === this.#self) earliest = Math.min(earliest ?? Infinity, since + TWIN_MS);
-    return earliest as Instant | undefined;
+    if (this.#twins.size === 0) return undefined;
+    return after(Math.min(...this.#twins.values()) as Instant, TWIN_MS);
   }
 }

@@ -47,7 +47,7 @@ export class Outbox {
   take(): StateEffect[] {
     const effects = this.#effects;
     if (this.#saving === "first") effects.unshift({ type: "persist" });
-    if (this.#saving === "lazily") effects.push({ type: "persist" });
+    if (this.#saving === "lazily") effects.push({ type: "persist-soon" });
     this.#effects = [];
     this.#saving = "no";
     return effects;

@@ -13,6 +13,12 @@ import type { Outbox } from "./outbox.ts";
 export type Item =
   { readonly type: "entry"; readonly entry: Entry } | { readonly type: "ring"; readonly ring: Ring };
 
+/** A piece of a packet, and when it was queued. */
+interface Part {
+  readonly item: Item;
+  readonly sequence: number;
+}
+
 export interface ReplicationOptions {
   readonly node: NodeId;
   readonly random: Random;
@@ -35,8 +41,13 @@ const EXCHANGE_PAUSE_MS = 300;
 /** After so many digests without any change they come more rarely: they would be half of an idle cluster's traffic. */
 const CALM_AFTER = 10;
 const CALM_FACTOR = 8;
+const AFTER_GREETING = 2;
 /** Digests sent at once to members that have just joined, per digest interval. */
 const JOIN_DIGESTS = 2;
+/** What a join brought is gossiped after this long: by then all who joined together have their answers. */
+const AFTER_JOIN_MS = 400;
+/** A greeting with more than this would make joins slow; the digests that follow bring the same. */
+const GREETING_BYTES = 64 * 1024;
 const PACKETS_PER_ROUND = 4;
 /** More changes than this from one exchange reach others through their own digests. */
 export const FORWARD_LIMIT = 64;
@@ -49,8 +60,11 @@ export class Replication {
   readonly #options: ReplicationOptions;
   readonly #hashes = new Map<string, number>();
   readonly #buckets: { readonly keys: Set<string>; hash: number }[];
-  /** Keys to tell, with how often they were told. */
-  readonly #queue = new Map<string, number>();
+  /** Keys to tell, with how often they were told and when they were queued. */
+  readonly #queue = new Map<string, { readonly sequence: number; told: number }>();
+  #sequence = 0;
+  /** Members that were given everything, as of what was queued by then. Emptied with the queue. */
+  readonly #synced = new Map<NodeName, number>();
   #gossipAt: Instant | undefined;
   #digestAt: Instant | undefined;
   /** Something changed, here or at somebody who compared notes with us. */
@@ -84,11 +98,36 @@ export class Replication {
     return this.#hashes.get(key);
   }
 
-  /** Tells the members about `key`, the first of them at once. */
-  spread(key: string, now: Instant): void {
+  /** Tells the members about `key`, the first of them at once; after a join once its answer is out. */
+  spread(key: string, now: Instant, how: "at-once" | "after-join" = "at-once"): void {
     if (this.#options.members.size === 0) return;
-    this.#queue.set(key, 0);
-    this.#gossipAt ??= now;
+    this.#queue.set(key, { sequence: ++this.#sequence, told: 0 });
+    this.#gossipAt ??= how === "at-once" ? now : after(now, AFTER_JOIN_MS);
+  }
+
+  /** Everything, for whoever joins through us or through whom we join; undefined when it is too much. */
+  greeting(now: Instant): Uint8Array | undefined {
+    const items: Item[] = [];
+    let bytes = 0;
+    for (const key of this.#hashes.keys()) {
+      const item = this.#options.item(key, now);
+      if (item === undefined) continue;
+      bytes += sizeOf(item);
+      if (bytes > GREETING_BYTES) return undefined;
+      items.push(item);
+    }
+    return encodeStateMessage(updateOf(items));
+  }
+
+  /** The greeting we have taken in was all there is to know: a few digests are enough to find what it lacked. */
+  settle(): void {
+    this.#stirred = false;
+    this.#calm = CALM_AFTER - AFTER_GREETING;
+  }
+
+  /** The member was given a greeting made just now. */
+  greeted(member: NodeName): void {
+    if (this.#queue.size > 0) this.#synced.set(member, this.#sequence);
   }
 
   nextWakeup(): Instant | undefined {
@@ -96,10 +135,10 @@ export class Replication {
     return earliest(this.#queue.size > 0 ? this.#gossipAt : undefined, this.#digestAt);
   }
 
-  /** Compares notes with a new member at once; a few of them, when many join together. */
-  joined(member: NodeId, now: Instant): void {
+  /** A new member. `compare` notes with it at once, or only with a few of them when many join together. */
+  joined(member: NodeId, compare: boolean): void {
     this.#stirred = true;
-    if (this.#joinDigests >= JOIN_DIGESTS) return;
+    if (!compare || this.#joinDigests >= JOIN_DIGESTS) return;
     this.#joinDigests++;
     this.#options.outbox.stream(member, this.#digest());
   }
@@ -109,6 +148,7 @@ export class Replication {
     const { members, digestMs, gossipMs, random, outbox } = this.#options;
     if (members.size === 0) {
       this.#queue.clear();
+      this.#synced.clear();
       this.#digestAt = undefined;
       return;
     }
@@ -235,9 +275,9 @@ export class Replication {
     const { members, random, gossipFanout, outbox } = this.#options;
     const targets = sample(random, members.names(), gossipFanout);
     const limit = this.#options.retransmitMultiplier * Math.ceil(Math.log10(members.size + 2));
-    const queue = [...this.#queue].sort((a, b) => a[1] - b[1]);
-    const packets: { entries: Entry[]; rings: Ring[]; bytes: number }[] = [];
-    for (const [key, told] of queue) {
+    const queue = [...this.#queue].sort(([, a], [, b]) => a.told - b.told);
+    const packets: { parts: Part[]; bytes: number }[] = [];
+    for (const [key, telling] of queue) {
       const item = this.#options.item(key, now);
       if (item === undefined) {
         this.#queue.delete(key);
@@ -253,18 +293,29 @@ export class Replication {
       let packet = packets.at(-1);
       if (packet === undefined || packet.bytes + size > this.#options.packetBytes) {
         if (packets.length === PACKETS_PER_ROUND) break;
-        packet = { entries: [], rings: [], bytes: ENVELOPE_BYTES };
+        packet = { parts: [], bytes: ENVELOPE_BYTES };
         packets.push(packet);
       }
       packet.bytes += size;
-      if (item.type === "entry") packet.entries.push(item.entry);
-      else packet.rings.push(item.ring);
-      if (told + targets.length >= limit) this.#queue.delete(key);
-      else this.#queue.set(key, told + targets.length);
+      packet.parts.push({ item, sequence: telling.sequence });
+      telling.told += targets.length;
+      if (telling.told >= limit) this.#queue.delete(key);
     }
-    for (const { entries, rings } of packets) {
-      const payload = encodeStateMessage({ type: "update", entries, rings });
-      for (const to of targets) outbox.add({ type: "send-packet", to, payload });
+    for (const { parts } of packets) this.#send(targets, parts);
+    if (this.#queue.size === 0) this.#synced.clear();
+  }
+
+  /** To each of them what it was not greeted with: that counts as told. */
+  #send(targets: readonly NodeName[], parts: readonly Part[]): void {
+    const payloads = new Map<number, Uint8Array | undefined>();
+    for (const to of targets) {
+      const known = this.#synced.get(to) ?? 0;
+      if (!payloads.has(known)) {
+        const items = parts.filter(({ sequence }) => sequence > known).map(({ item }) => item);
+        payloads.set(known, items.length === 0 ? undefined : encodeStateMessage(updateOf(items)));
+      }
+      const payload = payloads.get(known);
+      if (payload !== undefined) this.#options.outbox.add({ type: "send-packet", to, payload });
     }
   }
 
@@ -287,4 +338,12 @@ function sizeOf(item: Item): number {
   if (item.type === "entry") encodeEntry(item.entry, out);
   else encodeRing(item.ring, out);
   return out.length;
+}
+
+function updateOf(items: readonly Item[]): StateMessage {
+  return {
+    type: "update",
+    entries: items.flatMap((item) => (item.type === "entry" ? [item.entry] : [])),
+    rings: items.flatMap((item) => (item.type === "ring" ? [item.ring] : [])),
+  };
 }

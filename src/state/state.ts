@@ -205,6 +205,11 @@ export class State {
     );
   }
 
+  /** Everything, for a peer met by a join; undefined when it is too much for that. */
+  greeting(now: Instant): Uint8Array | undefined {
+    return this.#replication.greeting(now);
+  }
+
   /** Everything that must survive a restart. */
   snapshot(now: Instant): Uint8Array {
     return encodeSnapshot({
@@ -286,7 +291,7 @@ export class State {
       case "start":
         return this.#start(input.name, input.seed, input.unixSeconds, now);
       case "member-joined":
-        return this.#memberJoined(input.name, input.id, input.shown, now);
+        return this.#memberJoined(input, now);
       case "member-left": {
         if (this.#members.twinAt() !== undefined) this.#conflictsStale = true;
         const gone = this.#members.leave(input.name);
@@ -295,6 +300,10 @@ export class State {
       }
       case "user-message":
         return this.#receive(input.bytes, now);
+      case "greeting":
+        return this.#greeting(input.bytes, input.passOn, now);
+      case "greeted":
+        return this.#replication.greeted(input.name);
       case "stream-failed": {
         const id = this.#members.idOf(input.to);
         if (id !== undefined) this.#allocator.unreachable(id, now);
@@ -328,14 +337,17 @@ export class State {
     if (seed) this.#seedIngress([this.#node], now);
   }
 
-  #memberJoined(name: NodeName, id: NodeId, shown: string, now: Instant): void {
+  #memberJoined(
+    { name, id, shown, compare = false }: StateInput & { readonly type: "member-joined" },
+    now: Instant,
+  ): void {
     if (name === this.#memberName) return;
     const isNew = this.#members.nameOf(id) !== name;
     this.#members.join(name, id, printable(shown), now);
     this.#takeoverStale = true;
     if (id === this.#node || !isNew) return;
     if (this.#spaces.get(INGRESS.id)?.ring === undefined) this.#seedAt ??= after(now, this.#config.seedMs);
-    this.#replication.joined(id, now);
+    this.#replication.joined(id, compare);
   }
 
   #wake(now: Instant): void {
@@ -376,6 +388,18 @@ export class State {
 
   // Messages
 
+  #greeting(bytes: Uint8Array, passOn: boolean, now: Instant): void {
+    try {
+      const message = decodeStateMessage(bytes);
+      if (message.type !== "update") return this.#count("unexpected greeting");
+      this.#merge(message.entries, message.rings, passOn ? "after-join" : "no", now);
+      if (!passOn) this.#replication.settle();
+    } catch (error) {
+      if (!(error instanceof DecodeError)) throw error;
+      this.#count("damaged message");
+    }
+  }
+
   #receive(bytes: Uint8Array, now: Instant): void {
     let message: StateMessage;
     try {
@@ -387,11 +411,11 @@ export class State {
     if ("sender" in message && message.sender === this.#node) return this.#count("message of our own id");
     switch (message.type) {
       case "update":
-        return this.#merge(message.entries, message.rings, now);
+        return this.#merge(message.entries, message.rings, "at-once", now);
       case "digest":
         return this.#replication.onDigest(message, now);
       case "page": {
-        this.#merge(message.entries, message.rings, now);
+        this.#merge(message.entries, message.rings, "at-once", now);
         const theirs = new Map<string, number>();
         for (const entry of message.entries) theirs.set(entryKey(entry.kind, entry.id), hashEntry(entry));
         for (const ring of message.rings) theirs.set(ringKey(ring.network), hashRing(ring));
@@ -413,20 +437,26 @@ export class State {
     }
   }
 
-  #merge(entries: readonly Entry[], rings: readonly Ring[], now: Instant): void {
+  #merge(
+    entries: readonly Entry[],
+    rings: readonly Ring[],
+    passOn: "at-once" | "after-join" | "no",
+    now: Instant,
+  ): void {
     const { accepted, changes, refused, dropped } = this.#definitions.merge(entries, now);
     if (refused > 0) this.#count("too many definitions", refused);
-    const forwards = accepted.length + rings.length <= FORWARD_LIMIT;
+    const pass = accepted.length + rings.length <= FORWARD_LIMIT ? passOn : "no";
     for (const { kind, id } of accepted) {
       const key = entryKey(kind, id);
       this.#replication.set(key, this.#definitions.hashOf(key));
-      if (forwards) this.#replication.spread(key, now);
+      if (pass !== "no") this.#replication.spread(key, now, pass);
     }
     for (const key of dropped) this.#replication.set(key, undefined);
     if (accepted.length > 0) this.#outbox.saveLazily();
     this.#applyChanges(changes, now);
     for (const ring of rings) {
-      if (this.#learnRing(ring, now) && forwards) this.#replication.spread(ringKey(ring.network), now);
+      if (this.#learnRing(ring, now) && pass !== "no")
+        this.#replication.spread(ringKey(ring.network), now, pass);
     }
   }
 

@@ -44,6 +44,8 @@ export class BroadcastQueue {
   readonly #rumors = new Map<string, Rumor>();
   /** Place → everything queued up to this sequence is known there. Emptied with the queue. */
   readonly #synced = new Map<string, number>();
+  /** Places about to be given our whole state. Bounded by the answers kept back at a time. */
+  readonly #held = new Set<string>();
   readonly #retransmitMult: number;
   readonly #skipInformed: boolean;
   #sequence = 0;
@@ -102,14 +104,29 @@ export class BroadcastQueue {
     }
   }
 
+  /** Everybody who should know has it by other ways. */
+  drop(name: string): void {
+    this.#queue.delete(name);
+  }
+
+  /** The place is about to be given our whole state: until `synced` or `release` it is sent no part of it. */
+  hold(place: string): void {
+    if (this.#skipInformed) this.#held.add(place);
+  }
+
+  release(place: string): void {
+    this.#held.delete(place);
+  }
+
   /** The place has seen our whole state as it was at `sequence`. */
   synced(place: string, sequence: number): void {
+    this.#held.delete(place);
     if (this.#queue.length > 0) this.#synced.set(place, Math.max(sequence, this.#synced.get(place) ?? 0));
   }
 
   /** Messages for one packet to `place`, each costing its length plus `overheadPerMessage`. */
   take(budgetBytes: number, overheadPerMessage: number, members: number, place: string): Uint8Array[] {
-    if (this.#queue.length === 0) return [];
+    if (this.#queue.length === 0 || this.#held.has(place)) return [];
     const limit = transmitLimit(this.#retransmitMult, members);
     const syncedTo = this.#synced.get(place) ?? 0;
     const skip = (name: string): "no" | "counted" | "uncounted" => {

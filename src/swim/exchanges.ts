@@ -64,6 +64,7 @@ export class Exchanges {
   readonly #answers = new Map<number, { readonly join: boolean; readonly place: string | undefined }>();
   #batchSince: Instant | undefined;
   #batchDueAt: Instant | undefined;
+  #lastJoinAt: Instant | undefined;
 
   constructor(context: Context, claims: Claims) {
     this.#context = context;
@@ -171,6 +172,8 @@ export class Exchanges {
       this.#firstExchange(now);
       const quiet = exchange.fresh && this.#wasBatched(nodes) && this.#allListed(nodes);
       const via: Via = { place, quiet };
+      // Who joined with us has us in its answer, and the peer tells the others.
+      if (quiet) this.#context.queue.drop(this.#context.self.name);
       disputed = mergeNodes(this.#context, this.#claims, nodes, via, now);
       this.#context.queue.synced(place, exchange.sequence);
       if (exchange.request !== undefined) this.#introduce(exchange.request, nodes);
@@ -218,16 +221,22 @@ export class Exchanges {
 
   /** The requester hung up. */
   gone(stream: number): void {
+    const place = this.#answers.get(stream)?.place;
     this.#answers.delete(stream);
+    if (place !== undefined) this.#context.queue.release(place);
   }
 
   #answer(stream: number, join: boolean, place: string | undefined, now: Instant): void {
     const { joinBatchMs, joinBatchMaxMs } = this.#context.config;
     this.#answers.set(stream, { join, place });
     if (!join || joinBatchMs === 0) return this.#answerOne(stream);
+    if (place !== undefined) this.#context.queue.hold(place);
     this.#batchSince ??= now;
     const latest = after(this.#batchSince, joinBatchMaxMs);
-    const quiet = after(now, joinBatchMs);
+    // A busy loop reads one request a turn: whoever is next comes no sooner than this one did.
+    const gapMs = this.#lastJoinAt === undefined ? Infinity : now - this.#lastJoinAt;
+    this.#lastJoinAt = now;
+    const quiet = after(now, gapMs > joinBatchMaxMs ? joinBatchMs : Math.max(joinBatchMs, 2 * gapMs));
     this.#batchDueAt = quiet < latest ? quiet : latest;
     if (this.#answers.size >= MAX_ANSWERS) this.#answerBatch();
   }
@@ -300,10 +309,12 @@ export class Exchanges {
     this.start(now);
   }
 
-  /** The answer lists us: it was made after our request was merged, for everybody who asked with us. */
+  /** The answer lists us as we are: it was made after our request was merged, for everybody who asked with us. */
   #wasBatched(nodes: readonly PushPullNode[]): boolean {
     const { self, config } = this.#context;
-    return config.joinBatchMs > 0 && nodes.some((node) => node.name === self.name);
+    const listsUs = ({ name, state, incarnation }: PushPullNode): boolean =>
+      name === self.name && state === "alive" && incarnation === self.incarnation;
+    return config.joinBatchMs > 0 && nodes.some(listsUs);
   }
 
   /** Nobody joined through us meanwhile who would miss what this answer tells. */

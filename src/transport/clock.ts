@@ -8,6 +8,7 @@ const MAX_SLEEP_MS = 60_000;
 export class Clock {
   readonly #onWake: () => void;
   #timer: NodeJS.Timeout | undefined;
+  #waking: NodeJS.Immediate | undefined;
   #armedFor: Instant | undefined;
 
   constructor(onWake: () => void) {
@@ -21,17 +22,22 @@ export class Clock {
   /** Arms the wakeup for `at`, replacing the one armed before; undefined disarms. A past instant wakes at once. */
   wakeAt(at: Instant | undefined): void {
     if (at === this.#armedFor) return;
-    clearTimeout(this.#timer);
+    this.close();
     this.#armedFor = at;
     if (at === undefined) return;
     const sleepMs = Math.min(MAX_SLEEP_MS, Math.max(0, Math.ceil(at - this.now())));
+    // Timers run before sockets are read. After a delay of this process what came meanwhile must be heard first, or
+    // answers that wait in the socket count as missing.
     this.#timer = setTimeout(() => {
-      this.#armedFor = undefined;
-      this.#onWake();
+      this.#waking = setImmediate(() => {
+        this.#armedFor = undefined;
+        this.#onWake();
+      });
     }, sleepMs);
   }
 
   close(): void {
     clearTimeout(this.#timer);
+    clearImmediate(this.#waking);
   }
 }

@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { nodeName } from "../../src/base/id.ts";
+import { parseIp } from "../../src/base/ip.ts";
 import { decodeNetworkDbMessage, encodeNetworkDbMessage } from "../../src/wire/networkdb/message.ts";
 import { bulkSyncsIn, changesIn, gossipIn, Lone, NET, TABLE } from "./lone.ts";
 import { forEachSeed, network, World } from "./world.ts";
@@ -220,4 +221,14 @@ test("a received push/pull state counts as the network events it stands for, but
   assert.deepEqual(merge(entry("b", 7, false), entry("a", 5, true)), ["a", "b"], "an old leave is stale");
   assert.deepEqual(merge(entry("a", 8, true), entry("self", 9, false)), ["b"]);
   assert.equal(lone.db.clusterBroadcasts.length, 0);
+});
+
+test("a join is told to Docker's nodes only, whenever the first of them becomes known", () => {
+  const lone = new Lone();
+  const queued = (): number => lone.db.clusterBroadcasts.length;
+  const address = { ip: parseIp("10.0.0.1"), port: 7946 };
+  lone.handle({ type: "member-joined", name: nodeName("kin"), address, kin: true });
+  assert.equal(queued(), 0);
+  lone.handle({ type: "member-joined", name: nodeName("docker"), address: { ...address, port: 7947 } });
+  assert.equal(queued(), 1);
 });

@@ -29,6 +29,8 @@ test("a full restart of all nodes keeps definitions, addresses and rings", () =>
       life.collect();
     }
     world.runUntil(() => world.agree(), 5000);
+    // What was learned from others is on disk a moment later.
+    world.run(200);
     const before = world.nodes.map((node) => [node.view(), node.state.allocations()]);
     for (const node of world.nodes) node.crash();
     world.run(60_000);

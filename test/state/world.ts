@@ -195,7 +195,7 @@ export class WorldNode {
     }
     if (!isThere || this.#seen.has(other.id)) return;
     this.#seen.set(other.id, other.name);
-    this.handle({ type: "member-joined", name: other.name, id: other.id, shown: other.shown });
+    this.handle({ type: "member-joined", compare: true, name: other.name, id: other.id, shown: other.shown });
   }
 
   ask(request: WorldRequest): Answer {
@@ -259,6 +259,9 @@ export class WorldNode {
         });
         return;
       }
+      case "persist-soon":
+        this.#later(world.random.next() * 100, () => (this.disk = this.state.snapshot(world.now)));
+        return;
       case "send-packet":
         assert.ok(effect.payload.length <= 1100, `a packet of ${effect.payload.length} bytes`);
         world.packets++;

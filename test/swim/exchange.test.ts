@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { instant } from "../../src/base/time.ts";
+import { LAN } from "../../src/swim/config.ts";
 import { versionConflict } from "../../src/swim/push-pull.ts";
 import { addressOf, aliveOf, LoneNode, nodeOf, one, only, sent } from "./lone-node.ts";
 
@@ -64,13 +65,49 @@ test("joins that come together are answered together", () => {
 test("an answer never waits longer than the longest batch, nor for a requester that is gone", () => {
   const node = new LoneNode();
   const answers: number[] = [];
-  for (let number = 1; number <= 60; number++) {
+  for (let number = 1; number <= LAN.joinBatchMaxMs / 5 + 10; number++) {
     const request = { stream: number, from: addressOf(number), join: true, nodes: [nodeOf(number)] };
     node.feed({ type: "push-pull-request", ...request });
     if (number === 1) node.feed({ type: "stream-gone", stream: 1 });
     answers.push(...only(node.advance(5), "push-pull-answer").map(({ stream }) => stream));
   }
   assert.ok(answers.includes(2) && !answers.includes(1));
+});
+
+test("requests that a busy loop reads far apart are one batch all the same", () => {
+  const node = new LoneNode();
+  const answers: number[] = [];
+  for (let number = 1; number <= 5; number++) {
+    const request = { stream: number, from: addressOf(number), join: true, nodes: [nodeOf(number)] };
+    answers.push(
+      ...only(node.feed({ type: "push-pull-request", ...request }), "push-pull-answer").map(streamOf),
+    );
+    answers.push(...only(node.advance(number === 1 ? 15 : 28), "push-pull-answer").map(streamOf));
+  }
+  assert.deepEqual(answers, []);
+  assert.deepEqual(only(node.advance(60), "push-pull-answer").map(streamOf), [1, 2, 3, 4, 5]);
+});
+
+test("who waits for its answer is sent no gossip that will be in it; others are", () => {
+  const node = new LoneNode({ probeIntervalMs: 1e9 });
+  node.meet(1);
+  node.advance(5_000);
+  const request = { stream: 1, from: addressOf(2), join: true, nodes: [nodeOf(2)] };
+  node.feed({ type: "push-pull-request", ...request });
+  const told = sent(node.advance(15)).map(({ to }) => to);
+  assert.deepEqual([...new Set(told)], [addressOf(1).ip]);
+  one(node.advance(10), "push-pull-answer");
+  // The answer counts: nothing of it follows.
+  assert.ok(sent(node.advance(2_000)).every(({ to }) => to !== addressOf(2).ip));
+});
+
+test("a node that joined with others does not announce itself: they have it in their answers", () => {
+  const node = new LoneNode({ probeIntervalMs: 1e9 });
+  const [asked] = only(node.feed({ type: "join", request: 1, addresses: [addressOf(1)] }), "push-pull");
+  const listed = [...node.swim.snapshot(), nodeOf(1), nodeOf(2), nodeOf(3)];
+  node.feed({ type: "push-pull-reply", exchange: asked?.exchange ?? 0, nodes: listed });
+  assert.equal(node.swim.aliveCount, 4);
+  assert.deepEqual(node.swim.queued(), []);
 });
 
 test("a periodic exchange is answered at once", () => {
@@ -185,3 +222,7 @@ test("a user message goes to one member, alone in its packet", () => {
   });
   assert.deepEqual(node.feed({ type: "send-user", to: "nobody", payload: Uint8Array.of(1) }), []);
 });
+
+function streamOf({ stream }: { readonly stream: number }): number {
+  return stream;
+}

@@ -111,8 +111,13 @@ export const FRAME_HEADER_LENGTH = 5; // bytes
 
 /** Everything to write on the connection. */
 export function encodeStream(message: StreamMessage, options: StreamOptions): Uint8Array {
+  return encodeStreamEnvelopes(encodeStreamPayload(message, options.compress), options);
+}
+
+/** What goes into the envelopes, the same for everybody who gets this message. */
+export function encodeStreamPayload(message: StreamMessage, compress: boolean): Uint8Array {
   const plain = encodeStreamMessage(message);
-  return encodeStreamEnvelopes(options.compress ? encodeCompressed(plain) : plain, options);
+  return compress ? encodeCompressed(plain) : plain;
 }
 
 /** The message without envelopes. `empty`: as in `encodeMessage`. */
