@@ -45,7 +45,7 @@ import { Views } from "./views.ts";
 const JOIN_RETRY_MIN_MS = 500;
 const JOIN_RETRY_MAX_MS = 15_000;
 const JOIN_TIMEOUT_MS = 5_000;
-/** How often the living members' addresses are written down, for the next start. */
+/** The living members' addresses are written down, for the next start, so long after they changed. */
 const REMEMBER_PEERS_MS = 1_000;
 /** How often namespaces of commands that ended without saying goodbye are looked for. */
 const ORPHANS_MS = 2_000;
@@ -78,7 +78,11 @@ async function runLocked(
   const id = store.snapshot?.value.node ?? nodeId(randomBase36(random));
   const keys = loadKeyring(config.keyringFile, config.gossipKeys);
   let agent: Agent | undefined;
-  const onEffect = (effect: AgentEffect): void => agent?.handle(effect);
+  let peersFile: PeersFile | undefined;
+  const onEffect = (effect: AgentEffect): void => {
+    if (effect.type === "member-joined" || effect.type === "member-left") peersFile?.saveSoon();
+    agent?.handle(effect);
+  };
   const loop = await GossipLoop.open(
     config,
     {
@@ -167,15 +171,11 @@ async function runLocked(
   // Before anybody can ask for an endpoint: a namespace made now at an old path must not be taken for the old one.
   adoptEndpoints(agent, log);
   const control = await ControlServer.listen(join(config.runDir, "netagent.sock"), handlers, log);
-  const peersFile = join(config.dataDir, "peers.json");
-  const rememberPeers = peersRecorder(peersFile, loop);
-  const timers = [
-    setInterval(rememberPeers, REMEMBER_PEERS_MS),
-    setInterval(() => void removeOrphans(agent, log), ORPHANS_MS),
-  ];
+  peersFile = new PeersFile(join(config.dataDir, "peers.json"), loop);
+  const orphans = setInterval(() => void removeOrphans(agent, log), ORPHANS_MS);
   const stopping = new AbortController();
 
-  const remembered = readPeers(peersFile);
+  const remembered = peersFile.read();
   const alone = config.join.length === 0 && remembered.length === 0;
   loop.step({ type: "start", seed: config.join.length === 0, unixSeconds: Math.floor(Date.now() / 1000) });
   log.info(
@@ -189,8 +189,8 @@ async function runLocked(
   await untilStopped(config, argv, agent, log);
 
   stopping.abort();
-  for (const timer of timers) clearInterval(timer);
-  rememberPeers();
+  clearInterval(orphans);
+  peersFile.save();
   await Promise.all([control.close(), metrics?.close(), joining]);
   await leave(agent);
   loopDelay.close();
@@ -388,31 +388,51 @@ function loadEndpoints(path: string): Endpoints {
   }
 }
 
-/** Writes only what is new. An empty list is not: it would make the next start believe that it is the first node. */
-function peersRecorder(path: string, loop: GossipLoop): () => void {
-  let written = "";
-  return () => {
-    const addresses = aliveAddresses(loop.node.swim.members(), loop.node.name).slice(0, 64);
-    const text = JSON.stringify(addresses);
-    if (addresses.length === 0 || text === written) return;
-    writeAtomically(path, text);
-    written = text;
-  };
-}
+/** Where the members of this life were, for the next one. */
+class PeersFile {
+  readonly #path: string;
+  readonly #loop: GossipLoop;
+  #written = "";
+  #timer: NodeJS.Timeout | undefined;
 
-function readPeers(path: string): SocketAddr[] {
-  const text = readIfPresent(path);
-  if (text === undefined) return [];
-  try {
-    const values: unknown = JSON.parse(text);
-    if (!Array.isArray(values)) return [];
-    return values.flatMap((value: unknown) => {
-      if (typeof value !== "object" || value === null || !("ip" in value) || !("port" in value)) return [];
-      return [{ ip: parseIp(String(value.ip)), port: Number(value.port) }];
-    });
-  } catch {
-    // A convenience only: without it the seeds of the command line remain.
-    return [];
+  constructor(path: string, loop: GossipLoop) {
+    this.#path = path;
+    this.#loop = loop;
+  }
+
+  saveSoon(): void {
+    this.#timer ??= setTimeout(() => this.save(), REMEMBER_PEERS_MS);
+  }
+
+  /** Writes only what is new. An empty list is not: it would make the next start believe that it is the first node. */
+  save(): void {
+    clearTimeout(this.#timer);
+    this.#timer = undefined;
+    const { node } = this.#loop;
+    // Members come in an order that changes with every round of probes.
+    const addresses = aliveAddresses(node.swim.members(), node.name)
+      .sort((a, b) => (formatSocketAddr(a) < formatSocketAddr(b) ? -1 : 1))
+      .slice(0, 64);
+    const text = JSON.stringify(addresses);
+    if (addresses.length === 0 || text === this.#written) return;
+    writeAtomically(this.#path, text);
+    this.#written = text;
+  }
+
+  read(): SocketAddr[] {
+    const text = readIfPresent(this.#path);
+    if (text === undefined) return [];
+    try {
+      const values: unknown = JSON.parse(text);
+      if (!Array.isArray(values)) return [];
+      return values.flatMap((value: unknown) => {
+        if (typeof value !== "object" || value === null || !("ip" in value) || !("port" in value)) return [];
+        return [{ ip: parseIp(String(value.ip)), port: Number(value.port) }];
+      });
+    } catch {
+      // A convenience only: without it the seeds of the command line remain.
+      return [];
+    }
   }
 }
 

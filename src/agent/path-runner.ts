@@ -132,9 +132,11 @@ export class PathRunner implements Dependent {
   #sync(): void {
     if (this.#closed) return;
     const wanted = this.#wanted();
+    // Most of the time of most nodes: nothing to probe, and nothing to ask the kernel for.
+    if (!wanted && this.#device === undefined && this.#peers.size === 0) return;
     if (!wanted) this.#closeDevice();
     else if (this.#device === undefined) this.#openDevice();
-    this.#peers = this.#findPeers();
+    this.#peers = wanted ? this.#findPeers() : new Map();
     const peers = new Set(this.#device === undefined ? [] : this.#peers.keys());
     try {
       this.#device?.setPeers(peers);

@@ -26,6 +26,8 @@ const record = z.object({ ownerPid: z.number().int(), ownerStart: z.string() });
 export class Sandboxes {
   readonly #directory: string;
   readonly #random: Random;
+  /** False once there were none, until one is made: looking again would find nothing. */
+  #anyOwned = true;
 
   constructor(runDir: string, random: Random) {
     this.#directory = join(runDir, "netns");
@@ -39,6 +41,7 @@ export class Sandboxes {
     if (ownerStart === undefined)
       throw new NetError("no-process", `create a sandbox: process ${ownerPid} does not exist`);
     const path = join(this.#directory, `run-${randomHex(this.#random, 8)}`);
+    this.#anyOwned = true;
     writeFileSync(`${path}.json`, JSON.stringify({ ownerPid, ownerStart }), { mode: 0o600 });
     writeFileSync(`${path}.resolv.conf`, "nameserver 127.0.0.11\noptions ndots:0\n", { mode: 0o644 });
     try {
@@ -78,7 +81,10 @@ export class Sandboxes {
 
   /** Sandboxes whose owner is gone: their endpoints and they themselves are to be removed. */
   orphans(): OwnedSandbox[] {
-    return this.#all().filter((sandbox) => processStart(sandbox.ownerPid) !== sandbox.ownerStart);
+    if (!this.#anyOwned) return [];
+    const all = this.#all();
+    this.#anyOwned = all.length > 0;
+    return all.filter((sandbox) => processStart(sandbox.ownerPid) !== sandbox.ownerStart);
   }
 
   #all(): OwnedSandbox[] {

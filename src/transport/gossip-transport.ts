@@ -67,11 +67,16 @@ export class GossipTransport {
   /** @throws NetError `listen` when the address or port cannot be had, saying why and what to do. */
   static async listen(options: TransportOptions): Promise<GossipTransport> {
     const at = formatSocketAddr({ ip: options.bindAddr, port: options.port });
-    const udp = createSocket({ type: isIpv4(options.bindAddr) ? "udp4" : "udp6" });
+    const udp = createSocket({
+      type: isIpv4(options.bindAddr) ? "udp4" : "udp6",
+      // We send to addresses only: the resolver would put each packet off to a later turn of the loop.
+      lookup: (address, _options, found) => found(null, address, isIpv4(address as IpAddr) ? 4 : 6),
+    });
     const tcp = createServer();
     try {
+      const listening = once(udp, "listening");
       udp.bind(options.port, options.bindAddr);
-      await once(udp, "listening");
+      await listening;
       tcp.listen({ host: options.bindAddr, port: options.port, backlog: 512 });
       await once(tcp, "listening");
     } catch (cause) {
