@@ -119,6 +119,7 @@ async function runLocked(
   });
   const views = new Views(agent);
   const loopDelay = new LoopDelay();
+  loop.onWake = () => loopDelay.look();
   const mesh = new MeshRunner(agent);
   const dns = new DnsRunner(agent, random);
   const paths = new PathRunner(agent, random, underlayMtu);

@@ -50,6 +50,8 @@ const SAVE_DELAY_MS = 100;
 export class GossipLoop {
   readonly node: GossipNode;
   readonly transport: GossipTransport;
+  /** Gossip's own timer was heard: a few times a second. */
+  onWake: () => void = () => undefined;
   readonly #clock: Clock;
   readonly #onEffect: (effect: AgentEffect) => void;
   readonly #persistState: (snapshot: Uint8Array) => void;
@@ -120,7 +122,7 @@ export class GossipLoop {
     this.#stepping = true;
     try {
       for (let next = this.#queue.shift(); next !== undefined; next = this.#queue.shift()) {
-        if (next.type === "wake") this.#reportLateness();
+        if (next.type === "wake") this.#woken();
         for (const effect of this.node.handle(next, this.now())) this.#perform(effect);
       }
     } finally {
@@ -241,7 +243,8 @@ export class GossipLoop {
   }
 
   /** Before the wake itself, so that our own health is known to be poor before anybody is accused. */
-  #reportLateness(): void {
+  #woken(): void {
+    this.onWake();
     const lateMs = this.#expectedWake === undefined ? 0 : this.now() - this.#expectedWake;
     if (lateMs <= LOOP_DELAY_MS) return;
     const input: GossipInput = { type: "swim", input: { type: "loop-delay", ms: lateMs } };
