@@ -1,6 +1,6 @@
 /** What the joining, failing and leaving of nodes does to attachments and rows (networkdb.md §5). */
 import type { NetworkId, NodeName } from "../base/id.ts";
-import type { SocketAddr } from "../base/ip.ts";
+import { formatSocketAddr, type SocketAddr } from "../base/ip.ts";
 import { after, earliest, type Instant } from "../base/time.ts";
 import type { Database } from "./database.ts";
 import type { Entry } from "./entry.ts";
@@ -12,6 +12,7 @@ export type Arrival = "known" | "new" | "returned" | "refused";
 /** memberlist considers the node alive. `returned`: it had failed or left, and its rows are visible again. */
 export function memberJoined(db: Database, name: NodeName, address: SocketAddr, now: Instant): Arrival {
   if (name === db.self) return "known";
+  if (formatSocketAddr(address) === formatSocketAddr(db.address)) return meetOwnPast(db, name, address, now);
   const node = db.nodes.get(name);
   if (node === undefined) {
     if (db.nodes.size >= db.config.maxNodes) {
@@ -30,25 +31,41 @@ export function memberJoined(db: Database, name: NodeName, address: SocketAddr, 
 }
 
 /**
+ * A name at our own address is this agent's before it restarted, which a peer that has not noticed yet still takes for
+ * alive. It has left: what it wrote must not take our rows, which begin at time 0 again.
+ */
+function meetOwnPast(db: Database, name: NodeName, address: SocketAddr, now: Instant): Arrival {
+  if (db.nodes.get(name) === undefined && db.nodes.size >= db.config.maxNodes) {
+    db.count("too-many-nodes");
+    return "refused";
+  }
+  const node = db.nodes.get(name) ?? db.nodes.add(name, address);
+  if (node.state !== "left") markLeft(db, node, now);
+  return "refused";
+}
+
+/**
  * How a member went: `failed`, without a word; `left`, for good; `resting`, it left memberlist but not NetworkDB, so
  * that its endpoints run on without it and it is expected back.
  */
 export type Departure = "failed" | "left" | "resting";
 
-/** Returns a node that is active again by this: one the departed node had been taken for the successor of. */
+/**
+ * Returns the node that turns out by this to be the successor of the departed one: another name answers at its address.
+ * News comes in any order, so either may have been taken for the other's past until now.
+ */
 export function memberLeft(db: Database, name: NodeName, how: Departure, now: Instant): Node | undefined {
   const node = db.nodes.get(name);
   if (node === undefined) return undefined;
   node.aliveInMemberlist = false;
+  const successor = db.nodes
+    .othersAt(node.address, name)
+    .find(({ state, replaced, aliveInMemberlist }) => aliveInMemberlist && (replaced || state === "active"));
   if (node.state !== "left") {
     if (how === "left") markLeft(db, node, now);
-    else if (node.state === "active") markFailed(db, node, how === "resting", now);
+    else if (successor === undefined && node.state === "active") markFailed(db, node, how === "resting", now);
   }
-  const mistaken = db.nodes
-    .othersAt(node.address, name)
-    .find(({ replaced, aliveInMemberlist }) => replaced && aliveInMemberlist);
-  if (mistaken !== undefined) activate(db, mistaken, now);
-  return mistaken;
+  return successor !== undefined && succeed(db, successor, now) ? successor : undefined;
 }
 
 /**
@@ -59,9 +76,7 @@ export function memberLeft(db: Database, name: NodeName, how: Departure, now: In
 export function heardFrom(db: Database, name: NodeName, now: Instant): boolean {
   const node = db.nodes.get(name);
   if (node === undefined || !node.replaced || !node.aliveInMemberlist) return false;
-  activate(db, node, now);
-  retirePredecessor(db, name, node.address, now);
-  return true;
+  return succeed(db, node, now);
 }
 
 /** The node said goodbye, or another name answers at its address: forget its attachments and rows. */
@@ -130,6 +145,16 @@ function activate(db: Database, node: Node, now: Instant): void {
 }
 
 /**
+ * The node is the one that answers at its address: what another name wrote there, at whatever time, gives way to it.
+ * Whether that is news.
+ */
+function succeed(db: Database, node: Node, now: Instant): boolean {
+  const back = node.state !== "active";
+  if (back) activate(db, node, now);
+  return retirePredecessor(db, node.name, node.address, now) || back;
+}
+
+/**
  * Crashed or cut off: not a peer any more, but its attachments are kept and its rows are only suspended, so that a
  * short outage forgets no names (moby 53141; upstream master does the same). Those of a resting node are suspended only
  * when it does not come back.
@@ -171,9 +196,9 @@ function reportSuspended(db: Database, network: NetworkId, table: string, key: s
  * as upstream does, but stay as they are, visible or suspended, until the new name wrote the same keys, so that a
  * restart cuts no connection.
  */
-function retirePredecessor(db: Database, successor: NodeName, address: SocketAddr, now: Instant): void {
+function retirePredecessor(db: Database, successor: NodeName, address: SocketAddr, now: Instant): boolean {
   const node = db.nodes.predecessorAt(address, successor);
-  if (node === undefined) return;
+  if (node === undefined) return false;
   db.count("member-reincarnated");
   node.replaced = true;
   node.heir = successor;
@@ -182,6 +207,7 @@ function retirePredecessor(db: Database, successor: NodeName, address: SocketAdd
   retire(db, node, now);
   // Restarted twice in a row: what the old name inherited goes on to the new one.
   for (const other of db.nodes) if (other.heir === node.name) other.heir = successor;
+  return true;
 }
 
 function retire(db: Database, node: Node, now: Instant): void {

@@ -5,6 +5,7 @@ import { unreachable } from "../../src/base/assert.ts";
 import { fromUtf8 } from "../../src/base/bytes.ts";
 import { nodeName } from "../../src/base/id.ts";
 import type { NetworkDbEffect } from "../../src/networkdb/effect.ts";
+import type { Departure } from "../../src/networkdb/membership.ts";
 import { addressOf, Lone, NET, TABLE } from "./lone.ts";
 import { Oracle } from "./oracle.ts";
 
@@ -31,7 +32,7 @@ type Action =
       readonly leaving: boolean;
     }
   | { readonly type: "up"; readonly name: string }
-  | { readonly type: "down"; readonly name: string; readonly graceful: boolean }
+  | { readonly type: "down"; readonly name: string; readonly how: Departure }
   | { readonly type: "put" | "delete"; readonly key: string }
   | { readonly type: "join" | "leave" }
   | { readonly type: "pass"; readonly minutes: number };
@@ -40,6 +41,7 @@ test("after every step of any history NetworkDb holds, shows and reports what a 
   const name = fc.constantFrom(...OTHERS);
   const key = fc.constantFrom(...KEYS);
   const time = fc.integer({ min: 1, max: 30 });
+  const how = fc.constantFrom<Departure>("failed", "failed", "resting", "left");
   const seldom = fc.nat(3).map((dice) => dice === 0);
   const residual = fc.constantFrom(0, 60, 600, 1_800, 100_000);
   const row = fc.record({
@@ -60,7 +62,7 @@ test("after every step of any history NetworkDb holds, shows and reports what a 
       arbitrary: fc.record({ type: fc.constant("node" as const), name, time, leaving: seldom }),
     },
     { weight: 3, arbitrary: fc.record({ type: fc.constant("up" as const), name }) },
-    { weight: 2, arbitrary: fc.record({ type: fc.constant("down" as const), name, graceful: seldom }) },
+    { weight: 2, arbitrary: fc.record({ type: fc.constant("down" as const), name, how }) },
     { weight: 3, arbitrary: fc.record({ type: fc.constantFrom("put" as const, "delete" as const), key }) },
     {
       weight: 1,
@@ -161,8 +163,8 @@ class Pair {
         return lone.handle({ type: "member-joined", name: nodeName(action.name), address });
       }
       case "down":
-        oracle.memberDown(action.name, action.graceful);
-        return lone.handle({ type: "member-left", name: nodeName(action.name), graceful: action.graceful });
+        oracle.memberDown(action.name, action.how);
+        return lone.handle({ type: "member-left", name: nodeName(action.name), how: action.how });
       case "put":
       case "delete": {
         const { key } = action;

@@ -29,6 +29,8 @@ export interface OracleRow {
 interface Member {
   readonly name: string;
   state: "active" | "failed" | "left";
+  /** Left memberlist only: shown a little longer. */
+  resting: boolean;
   eventTime: number;
 }
 
@@ -57,7 +59,9 @@ export class Oracle {
 
   /** Key to owner and value, as readers see it. */
   visible(): Map<string, string> {
-    const live = this.rows.filter(({ owner, deleted }) => !deleted && this.#isUp(owner));
+    const live = this.rows.filter(
+      ({ owner, deleted }) => !deleted && (this.#isUp(owner) || this.#member(owner)?.resting === true),
+    );
     return new Map(live.map(({ key, owner, value }) => [key, `${owner} ${value}`]));
   }
 
@@ -93,21 +97,23 @@ export class Oracle {
     const member = this.#member(name);
     if (member !== undefined) {
       member.state = "active";
+      member.resting = false;
       for (const row of this.rows) if (row.owner === name && !row.deleted) row.reapAt = Infinity;
       return;
     }
-    this.#members.push({ name, state: "active", eventTime: 0 });
+    this.#members.push({ name, state: "active", resting: false, eventTime: 0 });
     const early = this.#earlyJoins.filter((event) => event.name === name).sort((a, b) => a.time - b.time);
     this.#earlyJoins = this.#earlyJoins.filter((event) => event.name !== name);
     for (const { time, leaving } of early) this.networkEvent(name, time, leaving);
   }
 
-  memberDown(name: string, graceful: boolean): void {
+  memberDown(name: string, how: "failed" | "left" | "resting"): void {
     const member = this.#member(name);
     if (member === undefined || member.state === "left") return;
-    if (graceful) return this.#left(member);
+    if (how === "left") return this.#left(member);
     if (member.state === "failed") return;
     member.state = "failed";
+    member.resting = how === "resting";
     for (const row of this.rows) {
       if (row.owner === name && !row.deleted) row.reapAt = this.now + ROW_LIFE_MS;
     }
@@ -163,11 +169,12 @@ export class Oracle {
     this.#store({ owner, key, time, value, deleted, reapAt: mortal ? this.now + life : Infinity });
   }
 
-  /** At least 11 s, so that nothing early is left, and a whole number of minutes, so that rounding decides nothing. */
+  /** At least 11 s, so that nothing early is left and nobody rests, and a whole number of minutes, so that rounding decides nothing. */
   pass(milliseconds: number): void {
     this.now += milliseconds;
     this.#earlyJoins = [];
     this.#earlyRows = [];
+    for (const member of this.#members) member.resting = false;
     this.rows = this.rows.filter(({ reapAt }) => reapAt > this.now);
     this.#attachments = this.#attachments.filter(({ reapAt }) => reapAt > this.now);
     if (!this.#joined && this.now - this.#leftAt >= ATTACHMENT_LIFE_MS) this.rows = [];
@@ -191,6 +198,7 @@ export class Oracle {
 
   #left(member: Member): void {
     member.state = "left";
+    member.resting = false;
     this.rows = this.rows.filter(({ owner }) => owner !== member.name);
     this.#attachments = this.#attachments.filter(({ name }) => name !== member.name);
   }

@@ -234,6 +234,31 @@ test("a live node mistaken for replaced is restored by its own word, or by the e
   }
 });
 
+test("a name that old news revives gives way to its successor when it dies again", () => {
+  const lone = attached();
+  lone.event({ node: "a", key: "k", time: 58, value: "old" });
+  lone.lose("a");
+  lone.handle({ type: "member-joined", name: nodeName("a2"), address: addressOf(1) });
+  // A peer that was cut off still takes it for alive, and says so.
+  lone.handle({ type: "member-joined", name: nodeName("a"), address: addressOf(1) });
+  lone.networkEvent("a2", "join");
+  lone.event({ node: "a2", key: "k", time: 1, value: "new" });
+  lone.lose("a");
+  lone.event({ node: "a2", key: "k", time: 1, value: "new" });
+  assert.equal(lone.value("k"), "new");
+  assert.equal(stateOf(lone, "a"), "left");
+});
+
+test("this node's own name before a restart has no say in its rows, whatever peers believe of it", () => {
+  const lone = attached();
+  lone.put("k", "new");
+  lone.handle({ type: "member-joined", name: nodeName("past"), address: addressOf(0) });
+  lone.networkEvent("past", "join");
+  lone.event({ node: "past", key: "k", time: 90, value: "old" });
+  assert.equal(lone.value("k"), "new");
+  assert.ok(!lone.db.participants(NET).includes(nodeName("past")));
+});
+
 test("events that overtook the news of their node count once it is known, unless it left again", () => {
   const lone = attached();
   lone.networkEvent("late", "join", 600);
