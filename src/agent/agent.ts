@@ -257,7 +257,7 @@ export class Agent {
     void this.#refreshUntilQuiet().finally(() => (this.#refreshing = false));
   }
 
-  /** Publishes what our endpoints are now, and marks the networks concerned. Synchronous. */
+  /** Publishes what our endpoints are now, and marks the networks concerned. On return the first packet has left. */
   publish(): void {
     this.#syncAttachments();
     const { puts, deletes } = diffOwnRows(this.#wantedRows(), [...this.#published.values()], (row) =>
@@ -272,6 +272,8 @@ export class Agent {
       this.loop.step({ type: "networkdb", input: { type: "delete-row", network, table, key } });
     }
     this.#leaveUnused();
+    // Not when this process has time again: it goes on to write files and to program its kernel.
+    if (puts.length + deletes.length > 0) this.loop.step({ type: "wake" });
     this.#notify();
   }
 

@@ -54,7 +54,7 @@ const schema = z.object({
 });
 
 /**
- * The endpoints of this node. They outlive the agent: every change is handed to `save` before it is used.
+ * The endpoints of this node. They outlive the agent: every change is saved before the kernel learns of it.
  * What is not persisted: whether an endpoint serves (`ready`), is being taken away (`leaving`) or fails its check.
  */
 export class Endpoints {
@@ -63,11 +63,11 @@ export class Endpoints {
   readonly ready = new Set<EndpointId>();
   readonly leaving = new Set<EndpointId>();
   readonly unhealthy = new Set<EndpointId>();
-  readonly #save: (text: string) => void;
+  readonly #write: (text: string) => void;
 
   /** `text` is what `save` got before the restart. @throws ZodError or SyntaxError when it is damaged. */
   constructor(text: string | undefined, save: (text: string) => void) {
-    this.#save = save;
+    this.#write = save;
     if (text === undefined) return;
     for (const entry of z.array(schema).parse(JSON.parse(text))) {
       const { parent, service, healthTcp, healthCmd, ...rest } = entry;
@@ -107,18 +107,23 @@ export class Endpoints {
   }
 
   put(record: EndpointRecord): void {
+    this.add(record);
+    this.save();
+  }
+
+  /** Known, and not on disk: `save` has to follow before anything is made that outlives this process. */
+  add(record: EndpointRecord): void {
     this.#records.set(record.id, record);
-    this.#persist();
   }
 
   remove(id: EndpointId): void {
     this.ready.delete(id);
     this.leaving.delete(id);
     this.unhealthy.delete(id);
-    if (this.#records.delete(id)) this.#persist();
+    if (this.#records.delete(id)) this.save();
   }
 
-  #persist(): void {
-    this.#save(JSON.stringify(this.all()));
+  save(): void {
+    this.#write(JSON.stringify(this.all()));
   }
 }

@@ -85,10 +85,11 @@ export function createHandlers(parts: HandlerParts): ControlHandlers {
       },
       params.ip,
     );
-    endpoints.put(record);
+    endpoints.add(record);
     try {
-      // Others may learn the path while our own kernel is being programmed; the name waits for both.
+      // Others may learn the path while we write it down and program our own kernel; the name waits for all of that.
       agent.publish();
+      endpoints.save();
       await reconciler.settled(network.id, left());
     } catch (error) {
       await agent.drop(record, 2_000);

@@ -2,7 +2,7 @@ import { setTimeout as pause } from "node:timers/promises";
 import { NetError } from "../base/error.ts";
 import type { NetworkId } from "../base/id.ts";
 import type { Sliced } from "../base/sliced.ts";
-import { elapsed, type Instant } from "../base/time.ts";
+import { elapsed, instant, type Instant } from "../base/time.ts";
 import type { Dataplane } from "../kernel/dataplane.ts";
 import { isEntryStep } from "../kernel/neighbors.ts";
 import type { DesiredOverlay } from "../overlay/desired.ts";
@@ -21,8 +21,9 @@ export interface ReconcilerOptions {
   readonly onFailure: (network: NetworkId, error: NetError) => void;
 }
 
-/** A bulk sync of a thousand rows is one round, a single attach is not kept waiting. */
+/** A bulk sync of a thousand rows is few rounds; what comes after a quiet time is not kept waiting. */
 const BREATH_MS = 2;
+const QUIET_MS = 20;
 /** Lost messages and other hands' changes heal within this. */
 const SWEEP_MS = 3_000;
 const RETRY_MIN_MS = 100;
@@ -63,7 +64,9 @@ export class Reconciler {
   >();
   readonly #running = new Set<NetworkId>();
   readonly #slices = new Slices();
-  #timer: NodeJS.Timeout | undefined;
+  /** Cancels the round to come. */
+  #cancel: (() => void) | undefined;
+  #lastRound = instant(-Infinity);
   readonly #sweep: NodeJS.Timeout;
   #closed = false;
 
@@ -138,7 +141,7 @@ export class Reconciler {
   close(): void {
     this.#closed = true;
     clearInterval(this.#sweep);
-    clearTimeout(this.#timer);
+    this.#cancel?.();
     for (const waiter of this.#waiters) {
       clearTimeout(waiter.timer);
       waiter.reject(new NetError("stopping", "netagent is stopping"));
@@ -153,14 +156,22 @@ export class Reconciler {
       fresh: work.fresh || before?.fresh === true,
       ours: work.ours || before?.ours === true,
     });
-    if (this.#timer === undefined && !this.#running.has(network)) this.#schedule(BREATH_MS);
+    if (this.#cancel === undefined && !this.#running.has(network)) this.#schedule();
   }
 
-  #schedule(delayMs: number): void {
-    this.#timer = setTimeout(() => {
-      this.#timer = undefined;
+  #schedule(): void {
+    const round = (): void => {
+      this.#cancel = undefined;
+      this.#lastRound = this.#options.now();
       this.#round();
-    }, delayMs);
+    };
+    if (elapsed(this.#lastRound, this.#options.now()) > QUIET_MS) {
+      const soon = setImmediate(round);
+      this.#cancel = () => clearImmediate(soon);
+    } else {
+      const timer = setTimeout(round, BREATH_MS);
+      this.#cancel = () => clearTimeout(timer);
+    }
   }
 
   #round(): void {

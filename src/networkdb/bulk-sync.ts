@@ -55,7 +55,7 @@ export class BulkSync {
       if (leaving || loaded) continue;
       const canAsk = attachments.participants(network).some((peer) => peer !== self && !asked.has(peer));
       if (inSync && !canAsk) continue;
-      timers.set("join-sync", after(now, config.gossipDelayMs));
+      timers.set("join-sync", after(now, config.joinSyncDelayMs));
       return;
     }
   }

@@ -4,8 +4,10 @@ import { assert } from "../base/assert.ts";
 export interface NetworkDbConfig {
   /** Between two gossip rounds of one network. */
   readonly gossipIntervalMs: number;
-  /** Wait after a change on an idle network, so that a burst shares a packet; the first packet need not wait a whole interval. */
+  /** Wait after a change on an idle network. 0: at the next wake, which comes when what changes together has changed. */
   readonly gossipDelayMs: number;
+  /** Wait before peers are asked after a join, so that networks joined together share their requests; and between looks for more to ask. */
+  readonly joinSyncDelayMs: number;
   /** Random participants each gossip packet goes to. */
   readonly gossipFanout: number;
   /** Packets to each of them in one round: drains a redeploy of thousands of rows, bounds the burst a peer's socket sees. */
@@ -64,7 +66,8 @@ export interface NetworkDbConfig {
 
 export const DEFAULT_NETWORKDB_CONFIG: NetworkDbConfig = {
   gossipIntervalMs: 200,
-  gossipDelayMs: 10,
+  gossipDelayMs: 0,
+  joinSyncDelayMs: 10,
   gossipFanout: 3,
   gossipPacketsPerRound: 4,
   // 1400 less the user message type (1), crc (5) and seal (29).
