@@ -12,11 +12,15 @@ import type { Lab } from "../lab.ts";
 import { overlayLinks } from "../observe.ts";
 import { waitFor } from "../wait.ts";
 import type { Figure } from "./report.ts";
+import { WireTap } from "./wire.ts";
 
 const REPEATS = 20;
 const PATIENCE_MS = 5_000;
 
-/** Two figures in ms: from the moment netctl is started, and from the moment the agent is asked. */
+/**
+ * Figures in ms: from the moment netctl is started and from the moment the agent is asked, until the last node forwards;
+ * from the row's arrival on the wire until that node's kernel has it; and for scale what an empty program of node's takes.
+ */
 export async function attachFigures(lab: Lab, variant: string): Promise<Figure[]> {
   const nodes = ["41", "42", "43"].map((last) => lab.host(`quick${last}`, `192.168.1.${last}`));
   const [first, ...others] = nodes;
@@ -32,6 +36,8 @@ export async function attachFigures(lab: Lab, variant: string): Promise<Figure[]
     await attach(lab, node, "quick", "there");
   }
   const monitors = await Promise.all(others.map(watchEntries));
+  const taps = await Promise.all(others.map((node) => WireTap.start(node)));
+  const kernel: { readonly id: string; readonly node: number; readonly at: number }[] = [];
   const client = new Client(first.socketPath, () => {});
   const typed: number[] = [];
   const asked: number[] = [];
@@ -46,15 +52,34 @@ export async function attachFigures(lab: Lab, variant: string): Promise<Figure[]
           : await client.call("attach", { network: "quick", sandbox: { netns: sandbox.netnsPath } });
       const seen = await Promise.all(monitors.map((monitor) => bothEntries(monitor, ip, mac, start)));
       samples.push(Math.max(...seen) - start);
+      kernel.push(...seen.map((at, node) => ({ id, node, at })));
       await client.call("detach", { endpoint: id, force: true });
       lab.removeSandbox(sandbox);
     }
   }
   for (const monitor of monitors) await monitor.stop("SIGKILL");
+  const wire = await Promise.all(taps.map((tap) => tap.stop()));
+  const arrived = kernel.flatMap(({ id, node, at }) => {
+    const since = wire[node]?.get(id);
+    return since === undefined ? [] : [at - since];
+  });
+  const node: number[] = [];
+  for (let repeat = 0; repeat < REPEATS; repeat++) {
+    const start = performance.now();
+    await first.exec([process.execPath, "-e", "0"]);
+    node.push(performance.now() - start);
+  }
   const goal = { type: "value", of: variant, bound: "≤", value: 50 } as const;
   return [
     { name: "netctl attach, forwards", unit: "ms", samples: { [variant]: typed }, goal },
     { name: "  of which the agent", unit: "ms", samples: { [variant]: asked } },
+    { name: "  of which starting node", unit: "ms", samples: { [variant]: node } },
+    {
+      name: "  of which wire to kernel",
+      unit: "ms",
+      samples: { [variant]: arrived },
+      goal: { type: "value", of: variant, bound: "≤", value: 2 },
+    },
   ];
 }
 
@@ -87,11 +112,17 @@ function entryTimes(
   for (const line of lines) {
     const match = /^\[([\dT:.-]+)\] (\S+) dev \S+ lladdr (\S+) (.*)$/.exec(line);
     if (match === null || match[3] !== mac || line.includes("Deleted")) continue;
-    const time = Date.parse(match[1] ?? "");
+    const time = milliseconds(match[1] ?? "");
     if (time < since) continue;
     // The FDB's entry shows the VTEP in place of the address.
     const index = match[2] === ip ? 0 : 1;
     found[index] ??= time;
   }
   return found;
+}
+
+/** `2026-11-25T19:34:14.123456` in local time, with its microseconds, which Date has no room for. */
+function milliseconds(text: string): number {
+  const [second = "", fraction = "0"] = text.split(".");
+  return Date.parse(second) + Number(`0.${fraction}`) * 1_000;
 }
