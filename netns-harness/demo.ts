@@ -1,10 +1,9 @@
 /**
  * The tutorial: three nodes, one overlay, published ports; every command as a person types it, every claim checked.
+ * With `dockercoins` a whole application instead.
  * Exits 1 with the reason at the first claim that does not hold. Leaves the machine as it was, also after Ctrl-C.
  */
 
-import { chmodSync, mkdirSync, writeFileSync } from "node:fs";
-import { join } from "node:path";
 import type {
   EndpointView,
   NetworkDetailView,
@@ -12,24 +11,14 @@ import type {
   PeerView,
   ServiceView,
 } from "../src/agent/control-protocol.ts";
-import type { Background } from "./command.ts";
+import { dockercoins } from "./dockercoins.ts";
 import { lastLines, type Host } from "./host.ts";
-import { aliveNames, Lab, NODES } from "./lab.ts";
+import { aliveNames, Lab } from "./lab.ts";
 import { differences, machineState } from "./machine.ts";
-import { allAnsweredBy, askHttp, askUdp, hostObjects, RequestLoop, vxlanVnis } from "./observe.ts";
-import { DIST } from "./place.ts";
+import { allAnsweredBy, askHttp, askUdp, RequestLoop, vxlanVnis } from "./observe.ts";
+import { agentsEnd, endpointsEnd, membersFindEachOther, runEndpoint, setUp, type Stage } from "./stage.ts";
 import { keptLabs, leftovers, tearDown } from "./teardown.ts";
-import {
-  attempt,
-  claim,
-  claimSoon,
-  say,
-  step,
-  type,
-  typeAgent,
-  typeInBackground,
-  useTools,
-} from "./tutorial.ts";
+import { attempt, claim, claimSoon, say, step, type, typeAgent } from "./tutorial.ts";
 
 const SERVER = "node dist/netns-harness/programs/http-server.js";
 const UDP_SERVER = "node dist/netns-harness/programs/udp-server.js";
@@ -40,19 +29,10 @@ const REQUESTS = 40;
 const NOTICE_MS = 20_000;
 const SOON_MS = 10_000;
 
-/** Everything the steps share. */
-type Stage = {
-  readonly lab: Lab;
-  readonly nodes: readonly [Host, Host, Host];
-  readonly client: Host;
-  /** Backends and other endpoints that run, by name. */
-  readonly running: Map<string, Background>;
-};
-
 const options = new Set(process.argv.slice(2));
-const unknown = [...options].find((option) => option !== "--keep" && option !== "--down");
+const unknown = [...options].find((option) => !["dockercoins", "--keep", "--down"].includes(option));
 if (unknown !== undefined) {
-  console.error(`demo: unknown option ${unknown}; known are --keep and --down`);
+  console.error(`demo: unknown option ${unknown}; known are dockercoins, --keep and --down`);
   process.exit(2);
 }
 if (options.has("--down")) process.exit(removeKept());
@@ -74,12 +54,9 @@ process.on("exit", (code) => {
 try {
   const stage = setUp(lab);
   await membersFindEachOther(stage);
-  const vni = await networkIsKnownEverywhere(stage);
-  await endpointsReachEachOther(stage, vni);
-  await publishedPortsAnswer(stage);
-  await nodesComeAndGo(stage);
+  if (options.has("dockercoins")) await dockercoins(stage, options.has("--keep"));
+  else await tutorial(stage);
   if (options.has("--keep")) console.log(`\n${lab.keep()}`);
-  else await everythingGoes(stage);
   lab.dispose();
 } catch (error) {
   console.error(`\ndemo: ${error instanceof Error ? error.message : String(error)}`);
@@ -93,37 +70,12 @@ try {
 // Background processes of a kept lab must not hold us.
 process.exit();
 
-function setUp(lab: Lab): Stage {
-  console.log("Three hosts and a client in network namespaces, joined by a bridge:\n");
-  const [node1, node2, node3] = NODES.map(([name, address]) => lab.host(name, address)) as [Host, Host, Host];
-  const client = lab.client();
-  for (const host of lab.hosts) console.log(`   ${host.name.padEnd(7)} ${host.address}`);
-  console.log("\n`node1$` is what you type on node1. There, NETAGENT_SOCKET names its agent's socket.");
-  const tools = join(lab.mark.folder, "bin");
-  mkdirSync(tools);
-  for (const [name, script] of [
-    ["netctl", "src/cli/main.js"],
-    ["netagent", "src/agent/main.js"],
-  ] as const) {
-    writeFileSync(join(tools, name), `#!/bin/sh\nexec ${process.execPath} ${join(DIST, script)} "$@"\n`);
-    chmodSync(join(tools, name), 0o755);
-  }
-  useTools(tools);
-  process.chdir(join(DIST, ".."));
-  return { lab, nodes: [node1, node2, node3], client, running: new Map() };
-}
-
-async function membersFindEachOther({ nodes }: Stage): Promise<void> {
-  const [node1, node2, node3] = nodes;
-  step("Three agents become one swarm");
-  await typeAgent(node1);
-  await typeAgent(node2, [node1]);
-  await typeAgent(node3, [node1]);
-  await claimSoon("every node sees three members alive", () => Promise.all(nodes.map(aliveNames)), {
-    withinMs: SOON_MS,
-    until: (views) => views.every((names) => names.join() === "node1,node2,node3"),
-  });
-  for (const node of nodes) await type(node, "netctl peers");
+async function tutorial(stage: Stage): Promise<void> {
+  const vni = await networkIsKnownEverywhere(stage);
+  await endpointsReachEachOther(stage, vni);
+  await publishedPortsAnswer(stage);
+  await nodesComeAndGo(stage);
+  if (!options.has("--keep")) await everythingGoes(stage);
 }
 
 async function networkIsKnownEverywhere({ nodes }: Stage): Promise<number> {
@@ -301,36 +253,14 @@ async function everythingGoes(stage: Stage): Promise<void> {
   const [node1, node2, node3] = stage.nodes;
   step("Everything is taken down");
   await type(node2, "netctl detach box");
-  for (const [name, process] of stage.running) {
-    const code = await process.stop("SIGTERM", SOON_MS);
-    claim(`${name} ends`, code !== 137, code);
-  }
+  await endpointsEnd(stage);
   for (const service of ["web1", "web4", "dns"]) await type(node3, `netctl service rm ${service}`);
   await type(node1, "netctl network rm dockercoins");
   await claimSoon("no node has a network but ingress", () => Promise.all(stage.nodes.map(networkNames)), {
     withinMs: SOON_MS,
     until: (lists) => lists.every((names) => names.join() === "ingress"),
   });
-  for (const node of stage.nodes) {
-    console.log(`   (SIGTERM to ${node.name}'s agent)`);
-    const code = await node.stop();
-    claim(`${node.name}'s agent ends orderly`, code === 0, code);
-    const rest = await hostObjects(node);
-    claim(`no link, rule, namespace or socket is left on ${node.name}`, rest.length === 0, rest);
-  }
-}
-
-/** `netctl run` of a command that says "listening on" when it serves; waits until the endpoint is known to its node. */
-async function runEndpoint(
-  stage: Stage,
-  node: Host,
-  name: string,
-  command: string,
-  service?: string,
-): Promise<void> {
-  const flags = `--network dockercoins --name ${name}${service === undefined ? "" : ` --service ${service}`}`;
-  const process = await typeInBackground(node, `netctl run ${flags} -- ${command}`, "listening on");
-  stage.running.set(name, process);
+  await agentsEnd(stage);
 }
 
 async function stopEndpoint(stage: Stage, node: Host, name: string): Promise<void> {

@@ -1,6 +1,7 @@
 /** A network namespace of the lab and what can be done inside: commands, servers, captures. */
 
-import { mkdirSync, statSync } from "node:fs";
+import { spawn, type ChildProcess } from "node:child_process";
+import { closeSync, mkdirSync, openSync, statSync } from "node:fs";
 import { basename, dirname, join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 import { Background, mustSucceed, runCommand, type CommandOptions, type CommandResult } from "./command.ts";
@@ -55,6 +56,21 @@ export class Place {
     outputFile: string = this.#nextOutputFile(argv[0]),
   ): Background {
     return Background.start(this.#inside(argv), { ...this.environment(), ...env }, outputFile);
+  }
+
+  /** The same, talked to over its descriptors 3 (towards it) and 4 (from it). It ends with us or with the lab. */
+  spawnPiped(argv: readonly [string, ...string[]], env: NodeJS.ProcessEnv = {}): ChildProcess {
+    const output = openSync(this.#nextOutputFile(argv[0]), "a");
+    try {
+      const [program, ...words] = this.#inside(argv);
+      return spawn(program, words, {
+        env: { ...process.env, ...this.environment(), ...env },
+        stdio: ["ignore", output, output, "pipe", "pipe"],
+        detached: true,
+      });
+    } finally {
+      closeSync(output);
+    }
   }
 
   /** True when `address` answers a ping within two seconds; ten are sent. */

@@ -47,7 +47,13 @@ export async function typeInBackground(place: Place, line: string, mark: string)
   prompt(place, `${line} &`);
   const process = place.spawn(["sh", "-c", `exec ${line}`], toolEnvironment());
   await started(process, mark);
-  show(process.output());
+  // Some programs have much more to say before.
+  show(
+    process
+      .lines()
+      .filter((line) => line.includes(mark))
+      .join("\n"),
+  );
   return process;
 }
 
