@@ -3,7 +3,7 @@ import { unreachable } from "../base/assert.ts";
 import { bytesEqual } from "../base/bytes.ts";
 import { errorText, NetError } from "../base/error.ts";
 import { endpointId, randomHex, type NetworkId, type NodeName } from "../base/id.ts";
-import { formatSocketAddr, type SocketAddr } from "../base/ip.ts";
+import { formatSocketAddr, type IpAddr, type SocketAddr } from "../base/ip.ts";
 import { macFromIpv4 } from "../base/mac.ts";
 import type { Random } from "../base/random.ts";
 import type { Sliced } from "../base/sliced.ts";
@@ -30,6 +30,7 @@ import type { AgentEffect, GossipLoop } from "./gossip-loop.ts";
 import { IngressLegs } from "./ingress-legs.ts";
 import type { Logger } from "./log.ts";
 import { Reconciler } from "./reconciler.ts";
+import { RejectedRows, rejectedText } from "./rejected-rows.ts";
 import type { Sandboxes } from "./sandboxes.ts";
 
 export interface AgentParts {
@@ -68,6 +69,7 @@ export class Agent {
   readonly sandboxes: Sandboxes;
   readonly reconciler: Reconciler;
   readonly dataplane: Dataplane;
+  readonly rejectedRows: RejectedRows;
   readonly startedAt: Instant;
   readonly dependents: Dependent[] = [];
   readonly #parts: AgentParts;
@@ -92,10 +94,20 @@ export class Agent {
     this.dataplane = parts.dataplane;
     this.startedAt = this.loop.now();
     this.#legs = new IngressLegs(this);
+    this.rejectedRows = new RejectedRows({
+      now: () => this.loop.now(),
+      isLiving: (owner) => this.loop.node.swim.member(owner)?.state === "alive",
+      onRejected: (group) => {
+        const text = `${rejectedText(group, this.shownName(group.owner))} left out`;
+        this.log.warn({ network: this.networkName(group.network), problem: group.problem }, text);
+        this.event("row-rejected", this.networkName(group.network), text);
+      },
+    });
     this.reconciler = new Reconciler({
       dataplane: parts.dataplane,
       desired: (network) => this.desired(network),
       mayPrune: (network) => this.#mayPrune(network),
+      beforeDevice: () => this.beforeDevice(),
       now: () => this.loop.now(),
       onRepair: (network, steps) => {
         const first = steps[0];
@@ -119,10 +131,10 @@ export class Agent {
   }
 
   /** What the other netagents and we ourselves have been told so far decides what is desired. */
-  desired(network: NetworkId): Sliced<DesiredOverlay> {
+  *desired(network: NetworkId): Sliced<DesiredOverlay> {
     const view = this.loop.node.state.network(network);
     const vtep = this.config.dataPathAddrs[0] ?? this.config.advertise.ip;
-    return deriveOverlay({
+    const desired = yield* deriveOverlay({
       network:
         view === undefined ? goneNetwork(network, this.config.dataPathPort) : this.overlayNetwork(view),
       linkKind: this.#parts.linkKind,
@@ -130,7 +142,10 @@ export class Agent {
       ownVteps: this.config.dataPathAddrs,
       endpoints: view === undefined || view.disabled ? [] : this.endpoints.ofNetwork(network),
       peers: remotePeers(this.loop.node.networkDb.rows(network, PEER_TABLE, { suspended: true }), this.self),
+      mayBeAt: (owner, rowVtep) => this.#mayBeAt(owner, rowVtep),
     });
+    yield* this.rejectedRows.update(network, desired.rejected);
+    return desired;
   }
 
   overlayNetwork(view: NetworkView): OverlayNetwork {
@@ -245,6 +260,8 @@ export class Agent {
   onQuestion: (body: unknown) => Promise<unknown> = () =>
     Promise.reject(new NetError("unknown-question", "not understood"));
   onLeft: () => void = () => undefined;
+  /** Awaited before a network's device is made. */
+  beforeDevice: () => Promise<void> = () => Promise.resolve();
 
   /** Derives everything anew from definitions, endpoints and members. */
   refresh(): void {
@@ -391,6 +408,21 @@ export class Agent {
       default:
         return unreachable(effect);
     }
+  }
+
+  /**
+   * A netagent's rows name its own data-path addresses. Of other members nobody knows theirs; only that it is not
+   * one that another, living netagent says it has.
+   */
+  #mayBeAt(owner: NodeName, vtep: IpAddr): boolean {
+    const { node } = this.loop;
+    // A former life's rows are inherited for a while, and nobody knows any more what it said.
+    if (node.swim.member(owner)?.state !== "alive") return true;
+    const facts = node.peer(owner);
+    if (facts !== undefined) return facts.vteps.includes(vtep);
+    for (const member of node.swim.members())
+      if (member.state === "alive" && node.peer(member.name)?.vteps.includes(vtep) === true) return false;
+    return true;
   }
 
   #notify(): void {

@@ -39,6 +39,7 @@ import { questionsOf } from "./questions.ts";
 import { Sandboxes } from "./sandboxes.ts";
 import { Store } from "./store.ts";
 import { Tracer, traceQuestion } from "./trace.ts";
+import { UnderlayFilter } from "./underlay-filter.ts";
 import { Views } from "./views.ts";
 
 /** First and longest pause between two rounds of joining. */
@@ -123,8 +124,10 @@ async function runLocked(
   const mesh = new MeshRunner(agent);
   const dns = new DnsRunner(agent, random);
   const paths = new PathRunner(agent, random, underlayMtu);
-  agent.dependents.push(mesh, dns, paths);
-  const doctor = new Doctor({ agent, views, mesh, paths, underlayMtu });
+  const filter = new UnderlayFilter(agent);
+  agent.beforeDevice = () => filter.ensure();
+  agent.dependents.push(filter, mesh, dns, paths);
+  const doctor = new Doctor({ agent, views, mesh, paths, filter, underlayMtu });
   const tracer = new Tracer({ agent, views, mesh });
   views.dataPath = (vtep) => paths.health(vtep);
   const keyring = new Keys(agent, (text) => writeAtomically(config.keyringFile, text));
@@ -166,6 +169,7 @@ async function runLocked(
           mesh,
           dns,
           loopDelay,
+          filter,
           pathCounters: () => paths.prober.counters,
           version,
         });
@@ -197,6 +201,7 @@ async function runLocked(
   loopDelay.close();
   paths.close();
   dns.close();
+  filter.close();
   mesh.close();
   agent.close();
   await loop.close();

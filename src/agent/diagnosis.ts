@@ -17,6 +17,10 @@ export interface NodeReport {
   readonly heldPorts: readonly string[];
   /** Addresses that two rows claim. */
   readonly duplicates: readonly string[];
+  /** Senders of VXLAN that are no members, and how much of theirs was dropped in the last hour. */
+  readonly strangers: readonly string[];
+  /** Rows of others that cannot be true and were left out. */
+  readonly rejectedRows: readonly string[];
   /** Kernel features that are missing. */
   readonly missing: readonly {
     readonly name: string;
@@ -105,6 +109,13 @@ export function diagnose(findings: Findings): DoctorView {
         : [],
     ),
     ...checkFirewall(findings),
+    ...checkStrangers(findings),
+    ...eachNode(findings, "rows", "the rows of others make sense", (report) =>
+      report.rejectedRows.map((text) => ({
+        text,
+        cure: "they change nothing here; find what runs on that member, and netctl node rm it if it is not yours",
+      })),
+    ),
     ...checkDuplicates(findings),
     ...checkSpace(findings),
     ...checkConflicts(findings),
@@ -258,6 +269,27 @@ function checkFirewall(findings: Findings): Check[] {
       },
     ];
   });
+}
+
+function checkStrangers(findings: Findings): Check[] {
+  const reports = allReports(findings);
+  const found = reports.filter(({ report }) => report.strangers.length > 0);
+  if (found.length === 0)
+    return [
+      {
+        name: "strangers",
+        subject: nodesText(reports.length),
+        status: "ok",
+        detail: "VXLAN comes from members only",
+      },
+    ];
+  return found.map(({ node, report: { strangers } }) => ({
+    name: "strangers",
+    subject: node,
+    status: "warning",
+    detail: `VXLAN dropped: ${strangers.slice(0, STEPS_SHOWN).join(", ")}${strangers.length > STEPS_SHOWN ? ` and ${strangers.length - STEPS_SHOWN} more` : ""}`,
+    cure: "if one is a member's second address, give it to that member as --data-path-addr; else find who sends",
+  }));
 }
 
 function checkDuplicates(findings: Findings): Check[] {

@@ -15,6 +15,8 @@ import { diagnose, type NodeReport, type PeerFinding } from "./diagnosis.ts";
 import { fingerprint } from "./keys.ts";
 import type { MeshRunner } from "./mesh-runner.ts";
 import type { PathRunner } from "./path-runner.ts";
+import { rejectedText } from "./rejected-rows.ts";
+import type { UnderlayFilter } from "./underlay-filter.ts";
 import type { Views } from "./views.ts";
 
 /** A plan with steps is looked at again after this: what is being done just now is no drift. */
@@ -35,6 +37,8 @@ const reportSchema = z.object({
   missing: z
     .array(z.object({ name: z.string(), needed: z.boolean(), detail: z.string(), cure: z.string() }))
     .max(MAX_LINES),
+  strangers: lines.default([]),
+  rejectedRows: lines.default([]),
   forwardingOff: z.boolean(),
   droppingChains: z.array(z.object({ hook: z.string(), table: z.string() })).max(MAX_LINES),
 });
@@ -45,6 +49,7 @@ export interface DoctorParts {
   readonly views: Views;
   readonly mesh: MeshRunner;
   readonly paths: PathRunner;
+  readonly filter: UnderlayFilter;
   readonly underlayMtu: () => number;
 }
 
@@ -92,12 +97,14 @@ export class Doctor {
 
   /** What this node says about itself, also when a peer asks. */
   async report(): Promise<NodeReport> {
-    const { agent, mesh } = this.#parts;
+    const { agent, mesh, filter } = this.#parts;
     const { node } = agent.loop;
     const problems = [...agent.reconciler.networks].flatMap((network) => {
       const problem = agent.reconciler.problem(network);
       return problem === undefined ? [] : [{ subject: agent.networkName(network), text: problem.message }];
     });
+    if (filter.problem !== undefined)
+      problems.push({ subject: "VXLAN filter", text: filter.problem.message });
     if (mesh.problem !== undefined) problems.push({ subject: "mesh", text: mesh.problem.message });
     const droppingChains = await readDroppingChains();
     return {
@@ -107,6 +114,11 @@ export class Doctor {
       problems: problems.slice(0, MAX_LINES),
       heldPorts: mesh.heldPorts.slice(0, MAX_LINES),
       duplicates: this.#duplicates().slice(0, MAX_LINES),
+      strangers: filter
+        .strangers()
+        .slice(0, MAX_LINES)
+        .map(({ address, packets }) => `${packets} packets from ${address}`),
+      rejectedRows: this.#rejectedRows().slice(0, MAX_LINES),
       missing: this.#missing(),
       forwardingOff: this.#forwardingOff(),
       droppingChains:
@@ -160,6 +172,17 @@ export class Doctor {
       found.push({ subject: "mesh", steps: [error.message] });
     }
     return found;
+  }
+
+  /** Contradicting rows have a check of their own. */
+  #rejectedRows(): string[] {
+    const { agent } = this.#parts;
+    return agent.rejectedRows.groups
+      .filter(({ problem }) => problem !== "duplicate-address" && problem !== "duplicate-mac")
+      .map(
+        (group) =>
+          `${agent.networkName(group.network)}: ${rejectedText(group, agent.shownName(group.owner))}`,
+      );
   }
 
   /** Two living rows with one address; only networks this node is on are known here. */

@@ -272,11 +272,6 @@ export class MeshRunner implements Dependent {
       this.#legReadySince = adopted ? now - LEG_KNOWN_MS : now;
       setTimeout(() => this.refresh(), LEG_KNOWN_MS + BREATH_MS).unref();
     }
-    const vteps = new Set(this.#agent.config.dataPathAddrs);
-    for (const member of node.swim.members()) {
-      const facts = node.peer(member.name);
-      for (const vtep of facts?.vteps ?? [member.address.ip]) vteps.add(vtep);
-    }
     return {
       ...(leg !== undefined && ready
         ? { ingress: { ip: leg.ip, mac: leg.mac, interface: INGRESS_HOST_LINK, subnet: INGRESS.subnet } }
@@ -284,10 +279,6 @@ export class MeshRunner implements Dependent {
       entryNodes: this.#entryNodes(),
       overlayRanges: node.state.networks().map((network) => network.subnet),
       keepClientAddress: this.#legReadySince !== undefined && now - this.#legReadySince >= LEG_KNOWN_MS,
-      // Without an endpoint there is no VXLAN device here to protect, and nothing of ours at all.
-      ...(this.#agent.endpoints.networks().size === 0
-        ? {}
-        : { underlay: { dataPathPort: this.#agent.config.dataPathPort, vteps: [...vteps] } }),
     };
   }
 

@@ -5,14 +5,16 @@ import type { Agent } from "./agent.ts";
 import type { DnsRunner } from "./dns-runner.ts";
 import type { LoopDelay } from "./loop-delay.ts";
 import type { MeshRunner } from "./mesh-runner.ts";
+import type { UnderlayFilter } from "./underlay-filter.ts";
 import type { Views } from "./views.ts";
 
 /** What the metrics are read from. */
 export interface MetricSources {
-  readonly agent: Pick<Agent, "loop" | "reconciler" | "endpoints" | "networkName">;
+  readonly agent: Pick<Agent, "loop" | "reconciler" | "endpoints" | "networkName" | "rejectedRows">;
   readonly views: Pick<Views, "peers" | "services" | "networks" | "endpoints">;
   readonly mesh: Pick<MeshRunner, "counters">;
   readonly dns: Pick<DnsRunner, "counters" | "upstream">;
+  readonly filter: Pick<UnderlayFilter, "counters" | "dropped" | "strangers">;
   readonly loopDelay: Pick<LoopDelay, "delays">;
   /** Probes sent, answered and so on, by name. */
   readonly pathCounters: () => Readonly<Record<string, number>>;
@@ -25,6 +27,8 @@ type Sample = readonly [labels: Readonly<Record<string, string>>, value: number]
 /** A slow or hostile scraper may not keep a connection for longer. */
 const REQUEST_TIMEOUT_MS = 5_000;
 const MAX_CONNECTIONS = 16;
+/** Sources are whatever a stranger writes into a packet: only so many become labels. */
+const MAX_STRANGERS = 16;
 
 /**
  * Every metric of this agent. Nothing is counted here: a scrape reads the counters that the parts keep anyway.
@@ -119,8 +123,28 @@ export function createRegistry(sources: MetricSources): Registry {
         .length,
     ],
   ]);
+  gauge("peer_rows_rejected", "Rows of others left out just now, by why.", ["network", "problem"], () => {
+    const counts = new Map<string, Sample>();
+    for (const { network, problem, rows } of agent.rejectedRows.groups) {
+      const key = `${network} ${problem}`;
+      counts.set(key, [{ network: agent.networkName(network), problem }, (counts.get(key)?.[1] ?? 0) + rows]);
+    }
+    return [...counts.values()];
+  });
   counter("mesh_total", "What the reconciler of nftables and policy routes did.", ["what"], () =>
     byKey("what", Object.entries(mesh.counters)),
+  );
+  counter("vxlan_filter_total", "What the keeper of the VXLAN filter did.", ["what"], () =>
+    byKey("what", Object.entries(sources.filter.counters)),
+  );
+  counter("vxlan_strangers_dropped_packets_total", "VXLAN packets from addresses of no member.", [], () => [
+    [{}, sources.filter.dropped],
+  ]);
+  gauge("vxlan_stranger_packets", "The same by source, of the last hour; the largest.", ["source"], () =>
+    sources.filter
+      .strangers()
+      .slice(0, MAX_STRANGERS)
+      .map(({ address, packets }): Sample => [{ source: address }, Number(packets)]),
   );
   counter("dns_total", "Questions by what became of them.", ["what"], () =>
     byKey("what", [...Object.entries(dns.counters), ["cached", dns.upstream.cached]]),

@@ -15,6 +15,8 @@ export interface ReconcilerOptions {
   readonly desired: (network: NetworkId) => Sliced<DesiredOverlay>;
   /** False while the tables may be incomplete: forwarding entries are then only added. */
   readonly mayPrune: (network: NetworkId) => boolean;
+  /** Awaited before a network's device is made: what keeps strangers out of it. @throws NetError to put it off */
+  readonly beforeDevice: () => Promise<void>;
   readonly now: () => Instant;
   /** Steps a sweep or a drift event made necessary, without any change of ours before. */
   readonly onRepair: (network: NetworkId, steps: readonly OverlayStep[]) => void;
@@ -214,6 +216,7 @@ export class Reconciler {
     const plan = await this.#slices.run(derivePlan(desired, dataplane.read(desired)));
     const steps = this.#options.mayPrune(network) ? plan.steps : plan.steps.filter((step) => !isPrune(step));
     if (steps.length > 0) {
+      if (steps.some(({ type }) => type === "create-vxlan")) await this.#options.beforeDevice();
       const failed = await this.#slices.run(this.#apply(desired, steps));
       this.counters.steps += steps.length;
       if (!ours) {

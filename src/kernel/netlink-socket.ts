@@ -75,6 +75,7 @@ export class NetlinkSocket implements Disposable {
   /** Namespace, for messages. */
   readonly #where: string;
   #sequence = 1;
+  #portId = 0;
   #subscription: Subscription | undefined;
 
   /** Opens in `netns`, or where we are. The namespace may be closed afterwards. @throws NetError */
@@ -135,6 +136,11 @@ export class NetlinkSocket implements Disposable {
     if (failure !== undefined) throw refusal(what, failure);
   }
 
+  /** Notifications of changes made here carry it; 0 before the first `get`. */
+  get portId(): number {
+    return this.#portId;
+  }
+
   /** One request with one answer (a GET without DUMP). @throws NetError */
   get<T>(what: string, request: NetlinkRequest, decode: (message: NetlinkMessage) => T): T {
     const batch = new NetlinkBatch(256);
@@ -147,6 +153,7 @@ export class NetlinkSocket implements Disposable {
       if (bytes.length === 0) throw new NetError("ETIMEDOUT", `${what}: the kernel does not answer`);
       for (const message of decodeMessages(bytes)) {
         if (message.sequence !== sequence) continue;
+        this.#portId = message.portId;
         if (message.type === NLMSG.error) {
           const ack = decodeAck(message);
           throw refusal(what, { index: 0, ...failureOf(ack.errno, ack.text) });

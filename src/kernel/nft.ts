@@ -7,6 +7,7 @@
  */
 import { spawn } from "node:child_process";
 import { errorCode, errorText, NetError } from "../base/error.ts";
+import { type IpAddr, ipFromBytes } from "../base/ip.ts";
 import {
   isEmptyPlan,
   planRepair,
@@ -15,23 +16,35 @@ import {
   type ElementChange,
   type RulesetPlan,
 } from "../mesh/plan.ts";
-import { rowLength, sortRows, TABLE, type Ruleset, type SetDefinition } from "../mesh/ruleset.ts";
+import {
+  elementsText,
+  rowLength,
+  sortRows,
+  TABLE,
+  type Ruleset,
+  type SetDefinition,
+} from "../mesh/ruleset.ts";
+import { decodeCountedElements } from "../wire/nftables/counted-element.ts";
 import { addElements, ElementReader, writeGetElements } from "../wire/nftables/element.ts";
 import {
   addDeleteTable,
+  concernsTable,
+  decodeChain,
   decodeCounter,
   decodeGeneration,
-  decodeRuleChain,
+  decodeRule,
   decodeSetName,
   decodeTable,
   NFT_MESSAGE,
   transaction,
+  writeGetChains,
   writeGetCounter,
   writeGetGeneration,
   writeGetRules,
   writeGetSets,
   writeGetTable,
   type NftCounter,
+  type NftRule,
   type NftTable,
 } from "../wire/nftables/message.ts";
 import { NetlinkSocket, refusal } from "./netlink-socket.ts";
@@ -50,25 +63,51 @@ export interface NftOutcome {
   readonly repaired: boolean;
 }
 
+/** An address the kernel has seen, and how many packets of it. */
+export interface CountedAddress {
+  readonly address: IpAddr;
+  readonly packets: bigint;
+}
+
+const NFNLGRP_NFTABLES = 7;
+/** Of notifications; when others load a hundred thousand elements, some are lost, and we look. */
+const EVENT_BUFFER_BYTES = 256 * 1024;
+
 /** Keeps the table of one namespace what it should be. Calls do not overlap: await one before the next. */
 export class NftTableKeeper implements Disposable {
   readonly #netns: Netns | undefined;
   readonly #socket: NetlinkSocket;
+  readonly #events: NetlinkSocket;
+  readonly #table: string;
   readonly #where: string;
   /** What we know to be in the kernel, as long as the generation is the one we left. */
-  #known: { readonly ruleset: Ruleset; readonly generation: number; readonly handle: bigint } | undefined;
+  #known: { readonly ruleset: Ruleset; readonly generation: number; readonly structure: string } | undefined;
+  /** Another hand changed something of our table, or may have. */
+  #touched = false;
 
   /** In `netns`, or in the namespace of this process. `netns` must stay open as long as this. @throws NetError */
-  constructor(netns?: Netns) {
+  constructor(netns?: Netns, table = TABLE) {
     this.#netns = netns;
+    this.#table = table;
     this.#where = netns?.path ?? "the host";
     this.#socket = new NetlinkSocket("netfilter", netns);
+    this.#events = new NetlinkSocket("netfilter", netns, { receiveBufferBytes: EVENT_BUFFER_BYTES });
+    this.#events.subscribe({
+      groups: [NFNLGRP_NFTABLES],
+      onMessage: ({ type, payload, portId }) => {
+        if (portId !== this.#socket.portId && concernsTable(type, payload, table)) this.#touch();
+      },
+      onOverrun: () => this.#touch(),
+    });
   }
 
+  /** Called when another hand has changed something of our table; `reconcile` then looks at all of it. */
+  onTouched: () => void = () => undefined;
+
   /**
-   * Makes the table what `desired` says; undefined removes it. Looks into the kernel only when its generation
-   * shows that somebody changed something: then at table, chains and sets, and with `deep` at every element
-   * (a hundred thousand take a quarter of a second). @throws NetError
+   * Makes the table what `desired` says; undefined removes it. Looks into the kernel only when somebody else
+   * changed our table (a hundred thousand elements take a quarter of a second), which notifications tell, or with
+   * `deep`, when the ruleset's generation shows that anything changed. @throws NetError
    */
   async reconcile(
     desired: Ruleset | undefined,
@@ -118,10 +157,10 @@ export class NftTableKeeper implements Disposable {
   readTable(): NftTable | undefined {
     const request = {
       type: NFT_MESSAGE.getTable,
-      encode: (out: Parameters<typeof writeGetTable>[0]) => writeGetTable(out, TABLE),
+      encode: (out: Parameters<typeof writeGetTable>[0]) => writeGetTable(out, this.#table),
     };
     try {
-      return this.#socket.get(`read table ${TABLE} in ${this.#where}`, request, (message) =>
+      return this.#socket.get(`read table ${this.#table} in ${this.#where}`, request, (message) =>
         decodeTable(message.payload),
       );
     } catch (error) {
@@ -135,13 +174,41 @@ export class NftTableKeeper implements Disposable {
     try {
       return this.#socket.get(
         `read counter ${name} in ${this.#where}`,
-        { type: NFT_MESSAGE.getObject, encode: (out) => writeGetCounter(out, TABLE, name) },
+        { type: NFT_MESSAGE.getObject, encode: (out) => writeGetCounter(out, this.#table, name) },
         (message) => decodeCounter(message.payload),
       );
     } catch (error) {
       if (errorCode(error) === "ENOENT") return undefined;
       throw error;
     }
+  }
+
+  /** Addresses in a set of such; none when there is no such set. */
+  addresses(set: SetDefinition): IpAddr[] {
+    if (!this.#setNames().has(set.name)) return [];
+    const rows = this.#readElements(set);
+    const bytes = new Uint8Array(rows.length * 4);
+    const view = new DataView(bytes.buffer);
+    rows.forEach((word, index) => view.setUint32(4 * index, word));
+    const size = 4 * rowLength(set).total;
+    return Array.from({ length: bytes.length / size }, (_, index) =>
+      ipFromBytes(bytes.subarray(index * size, (index + 1) * size)),
+    );
+  }
+
+  /** Addresses in a set that the kernel fills and counts in. @throws NetError `ENOENT` when there is no such set */
+  countedAddresses(set: string): CountedAddress[] {
+    return this.#socket
+      .dump(
+        `read set ${set} of table ${this.#table} in ${this.#where}`,
+        {
+          type: NFT_MESSAGE.getElement,
+          encode: (out) => writeGetElements(out, this.#table, set),
+        },
+        (message) => decodeCountedElements(message.payload),
+      )
+      .flat()
+      .map(({ key, packets }) => ({ address: ipFromBytes(key), packets }));
   }
 
   generation(): number {
@@ -155,14 +222,15 @@ export class NftTableKeeper implements Disposable {
   /** Deletes the table with all it holds; nothing there is not an error. @throws NetError */
   remove(): void {
     this.#known = undefined;
-    const batch = transaction((changes) => addDeleteTable(changes, TABLE));
+    const batch = transaction((changes) => addDeleteTable(changes, this.#table));
     const [failure] = this.#socket.transact(batch, "as-flagged");
     if (failure !== undefined && failure.code !== "ENOENT")
-      throw refusal(`delete table ${TABLE} in ${this.#where}`, failure);
+      throw refusal(`delete table ${this.#table} in ${this.#where}`, failure);
   }
 
   close(): void {
     this.#socket.close();
+    this.#events.close();
   }
 
   [Symbol.dispose](): void {
@@ -175,82 +243,100 @@ export class NftTableKeeper implements Disposable {
   ): { readonly plan: RulesetPlan; readonly repaired: boolean; readonly generation: number } {
     // The generation comes first: a change after it makes the transaction fail, and we look again.
     const generation = this.generation();
+    this.#events.pump();
     const known = this.#known;
-    if (known !== undefined && (known.generation === generation || (!deep && this.#stands(known)))) {
+    if (known !== undefined && (known.generation === generation || !(deep || this.#touched))) {
       const plan = planUpdate(desired, known.ruleset);
       return { plan, repaired: false, generation };
     }
-    const plan = planRepair(desired, this.read(desired.skeleton.sets));
+    // A rule or a chain put in the place of one of ours looks the same but for its handle.
+    const replaced = known !== undefined && known.structure !== this.#structure();
+    const plan = planRepair(desired, replaced ? undefined : this.read(desired.skeleton.sets));
     return { plan, repaired: known !== undefined && !isEmptyPlan(plan), generation };
   }
 
-  /** Whether the table is still the one we made, with all its rules and sets. Elements are not looked at. */
-  #stands(known: { readonly ruleset: Ruleset; readonly handle: bigint }): boolean {
-    const { skeleton } = known.ruleset;
-    const table = this.readTable();
-    if (table?.handle !== known.handle || table.comment !== skeleton.comment) return false;
-    const names = this.#setNames();
-    if (!skeleton.sets.every(({ name }) => names.has(name))) return false;
-    const rules = this.#rules();
-    for (const [chain, count] of skeleton.rules) if ((rules.get(chain) ?? 0) !== count) return false;
-    return true;
+  #touch(): void {
+    if (this.#touched) return;
+    this.#touched = true;
+    this.onTouched();
+  }
+
+  /** Every chain and rule with its handle, in one text. */
+  #structure(): string {
+    const chains = this.#socket.dump(
+      `read the chains of table ${this.#table} in ${this.#where}`,
+      { type: NFT_MESSAGE.getChain, encode: writeGetChains },
+      (message) => decodeChain(message.payload, this.#table),
+    );
+    const rules = this.#readRules().map(({ chain, handle }) => `${chain} ${handle}`);
+    return [this.readTable()?.handle, ...chains, ...rules].join("\n");
   }
 
   async #apply(desired: Ruleset, plan: RulesetPlan, planned: number): Promise<void> {
     let generation = planned;
     if (plan.skeleton !== undefined) {
-      await runNft(`replace table ${TABLE}`, plan.skeleton.text, this.#netns);
+      const inline = plan.changes.map(({ set, rows }) =>
+        set.inline ? elementsText(this.#table, set, rows) : "",
+      );
+      await runNft(`replace table ${this.#table}`, plan.skeleton.text + inline.join(""), this.#netns);
       generation = this.generation();
     }
-    for (const part of transactionsOf(plan.changes)) {
+    const changes =
+      plan.skeleton === undefined ? plan.changes : plan.changes.filter(({ set }) => set.inline !== true);
+    for (const part of transactionsOf(changes)) {
       this.#send(part, generation);
       // The kernel counts up by one per transaction and leaves out zero.
       generation = generation === 0xffffffff ? 1 : generation + 1;
       if (part.more) await new Promise((resume) => setImmediate(resume));
     }
-    const handle = isEmptyPlan(plan) ? this.#known?.handle : undefined;
-    this.#known = { ruleset: desired, generation, handle: handle ?? this.readTable()?.handle ?? 0n };
+    const before = plan.skeleton === undefined ? this.#known?.structure : undefined;
+    this.#known = { ruleset: desired, generation, structure: before ?? this.#structure() };
+    if (plan.skeleton !== undefined) this.#events.pump(); // nft's own notifications, the process is another's
+    this.#touched = false;
   }
 
   #send(part: Transaction, generation: number): void {
     const batch = transaction(
       (changes) => {
         for (const { operation, set, rows } of part.changes)
-          addElements(changes, operation, TABLE, set.name, set, rows);
+          addElements(changes, operation, this.#table, set.name, set, rows);
       },
       { generation, capacityBytes: 4096 + part.elements * 64 },
     );
     const [failure] = this.#socket.transact(batch, "as-flagged");
     if (failure === undefined) return;
     const sets = part.changes.map(({ operation, set }) => `${operation} ${set.name}`).join(", ");
-    throw refusal(`change table ${TABLE} in ${this.#where} (${sets})`, failure);
+    throw refusal(`change table ${this.#table} in ${this.#where} (${sets})`, failure);
   }
 
   #setNames(): ReadonlySet<string> {
     const names = this.#socket.dump(
-      `read the sets of table ${TABLE} in ${this.#where}`,
-      { type: NFT_MESSAGE.getSet, encode: (out) => writeGetSets(out, TABLE) },
-      (message) => decodeSetName(message.payload, TABLE),
+      `read the sets of table ${this.#table} in ${this.#where}`,
+      { type: NFT_MESSAGE.getSet, encode: (out) => writeGetSets(out, this.#table) },
+      (message) => decodeSetName(message.payload, this.#table),
     );
     return new Set(names);
   }
 
   #rules(): ReadonlyMap<string, number> {
-    const chains = this.#socket.dump(
-      `read the rules of table ${TABLE} in ${this.#where}`,
-      { type: NFT_MESSAGE.getRule, encode: (out) => writeGetRules(out, TABLE) },
-      (message) => decodeRuleChain(message.payload, TABLE),
-    );
     const counts = new Map<string, number>();
-    for (const chain of chains) counts.set(chain, (counts.get(chain) ?? 0) + 1);
+    for (const { chain } of this.#readRules()) counts.set(chain, (counts.get(chain) ?? 0) + 1);
     return counts;
+  }
+
+  #readRules(): readonly NftRule[] {
+    return this.#socket.dump(
+      `read the rules of table ${this.#table} in ${this.#where}`,
+      { type: NFT_MESSAGE.getRule, encode: (out) => writeGetRules(out, this.#table) },
+      (message) => decodeRule(message.payload, this.#table),
+    );
   }
 
   #readElements(set: SetDefinition): Uint32Array {
     // A dump that is interrupted starts again, and so must its reader: rows are kept per message.
     const payloads = this.#socket.dump(
-      `read set ${set.name} of table ${TABLE} in ${this.#where}`,
-      { type: NFT_MESSAGE.getElement, encode: (out) => writeGetElements(out, TABLE, set.name) },
+      `read set ${set.name} of table ${this.#table} in ${this.#where}`,
+      { type: NFT_MESSAGE.getElement, encode: (out) => writeGetElements(out, this.#table, set.name) },
       (message) => message.payload.slice(),
     );
     const reader = new ElementReader(set);

@@ -3,8 +3,9 @@
  * rarely and as a whole) and the elements of its sets (numbers, changed one by one over nfnetlink).
  */
 import { createHash } from "node:crypto";
+import { ipv4FromNumber } from "../base/ip.ts";
 
-/** The only table we touch. */
+/** The mesh's table. */
 export const TABLE = "netagent";
 
 /** What one field of a key or value is; decides how it is put into nf_tables registers. */
@@ -20,6 +21,8 @@ export interface SetDefinition {
   readonly value: readonly SetField[] | { readonly verdicts: readonly string[] };
   /** An IPv4 interval set: the key of a row is its first and last address. */
   readonly range?: boolean;
+  /** A set of lone addresses that may never be empty: its elements come in the transaction that replaces the table. */
+  readonly inline?: boolean;
 }
 
 export interface Skeleton {
@@ -68,6 +71,7 @@ export function buildSkeleton(
   declarations: readonly string[],
   sets: readonly SetDefinition[],
   chains: readonly Chain[],
+  { table, what }: { readonly table: string; readonly what: string } = { table: TABLE, what: "routing mesh" },
 ): Skeleton {
   const body: string[] = [...declarations];
   for (const chain of chains) {
@@ -77,18 +81,35 @@ export function buildSkeleton(
     body.push("}");
   }
   const digest = createHash("sha256").update(body.join("\n")).digest("hex").slice(0, 16);
-  const comment = `netagent routing mesh ${digest}`;
+  const comment = `netagent ${what} ${digest}`;
   const text = [
     // "add" first so that deleting works whether or not it is there; all of it is one transaction.
-    `add table inet ${TABLE}`,
-    `delete table inet ${TABLE}`,
-    `table inet ${TABLE} {`,
+    `add table inet ${table}`,
+    `delete table inet ${table}`,
+    `table inet ${table} {`,
     `  comment "${comment}"`,
     ...body.map((line) => `  ${line}`),
     "}",
     "",
   ].join("\n");
   return { text, sets, comment, rules: new Map(chains.map(({ name, rules }) => [name, rules.length])) };
+}
+
+/** nft's text for the rows of an inline set, to follow its skeleton; empty without rows. */
+export function elementsText(table: string, set: SetDefinition, rows: Uint32Array): string {
+  const { total } = rowLength(set);
+  const addresses: string[] = [];
+  for (let at = 0; at < rows.length; at += total) {
+    const words = rows.subarray(at, at + total);
+    addresses.push(
+      total === 1
+        ? ipv4FromNumber(words[0] ?? 0)
+        : Array.from(words, (word) => `${(word >>> 16).toString(16)}:${(word & 0xffff).toString(16)}`).join(
+            ":",
+          ),
+    );
+  }
+  return addresses.length === 0 ? "" : `add element inet ${table} ${set.name} { ${addresses.join(", ")} }\n`;
 }
 
 /** All rows of every set, ascending by key; for comparing with what the kernel has. */

@@ -2,7 +2,7 @@
  * What the kernel should look like for one overlay network: a pure function of the tables' rows and of the
  * endpoints on this node. `plan.ts` subtracts what is there; `kernel/` makes it so.
  */
-import type { EndpointId, NetworkId, Vni } from "../base/id.ts";
+import type { EndpointId, NetworkId, NodeName, Vni } from "../base/id.ts";
 import {
   type Cidr,
   type IpAddr,
@@ -51,6 +51,8 @@ export interface LocalEndpoint {
 /** A row of `overlay_peer_table`, suspended rows of failed members included. Untrusted. */
 export interface RemotePeer {
   readonly endpoint: EndpointId;
+  /** Whose row it is. */
+  readonly owner?: NodeName;
   readonly ip: IpAddr;
   readonly prefixLength: number;
   readonly mac: MacAddr;
@@ -78,6 +80,8 @@ export interface DesiredInput {
   readonly ownVteps: readonly IpAddr[];
   readonly endpoints: readonly LocalEndpoint[];
   readonly peers: Iterable<RemotePeer>;
+  /** Whether a member may name that VTEP as its own. By default every one. */
+  readonly mayBeAt?: (owner: NodeName, vtep: IpAddr) => boolean;
 }
 
 /** The VXLAN device and the gateway address: what a network needs before its first endpoint. */
@@ -122,6 +126,7 @@ export type PeerProblem =
   | "own-vtep"
   | "bad-vtep"
   | "wrong-vtep-family"
+  | "foreign-vtep"
   | "local-address"
   | "local-mac"
   | "duplicate-address"
@@ -252,14 +257,18 @@ function rowCheck(
   const addresses = new Set(local.map((endpoint) => endpoint.address.ip));
   const macs = new Set(local.map((endpoint) => endpoint.mac));
   const own = new Set([input.vtep, ...input.ownVteps]);
-  const vteps = new Map<IpAddr, PeerProblem | undefined>();
-  const vtepProblem = (vtep: IpAddr): PeerProblem | undefined => {
+  // By owner, since thousands of rows share one VTEP.
+  const byOwner = new Map<NodeName | undefined, Map<IpAddr, PeerProblem | undefined>>();
+  const vtepProblem = (owner: NodeName | undefined, vtep: IpAddr): PeerProblem | undefined => {
     if (own.has(vtep)) return "own-vtep";
     if (isIpv4(vtep) !== isIpv4(input.vtep)) return "wrong-vtep-family";
-    return isHostAddress(vtep) ? undefined : "bad-vtep";
+    if (!isHostAddress(vtep)) return "bad-vtep";
+    return owner === undefined || (input.mayBeAt?.(owner, vtep) ?? true) ? undefined : "foreign-vtep";
   };
   return (peer) => {
-    if (!vteps.has(peer.vtep)) vteps.set(peer.vtep, vtepProblem(peer.vtep));
+    let vteps = byOwner.get(peer.owner);
+    if (vteps === undefined) byOwner.set(peer.owner, (vteps = new Map()));
+    if (!vteps.has(peer.vtep)) vteps.set(peer.vtep, vtepProblem(peer.owner, peer.vtep));
     const problem = vteps.get(peer.vtep);
     if (problem !== undefined) return problem;
     if (!contains(peer.ip)) return "outside-subnet";

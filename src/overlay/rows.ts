@@ -120,6 +120,7 @@ export function* remotePeers(rows: Iterable<RowView>, self: NodeName): Iterable<
     if (record === undefined) continue;
     yield {
       endpoint: row.key as EndpointId,
+      owner: row.owner,
       ip: record.endpointIp.ip,
       prefixLength: record.endpointIp.prefixLength,
       mac: record.endpointMac,

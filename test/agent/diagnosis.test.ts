@@ -9,6 +9,8 @@ const WELL: NodeReport = {
   problems: [],
   heldPorts: [],
   duplicates: [],
+  strangers: [],
+  rejectedRows: [],
   missing: [],
   forwardingOff: false,
   droppingChains: [],
@@ -62,6 +64,7 @@ test("each fault is one failed line with a cure, and no other line changes its m
     ["drift", /blue: set fdb/, node({ drift: [{ subject: "blue", steps: ["set fdb"] }] })],
     ["reconciler", /EPERM/, node({ problems: [{ subject: "blue", text: "EPERM" }] })],
     ["ports", /nginx/, node({ heldPorts: ["port 80/tcp is held by nginx (pid 1)"] })],
+    ["rows", /local-address/, node({ rejectedRows: ["blue: 3 rows of node4 (local-address)"] })],
     ["forwarding", /ip_forward/, node({ forwardingOff: true })],
     ["duplicate-address", /10\.0\.1\.5/, node({ duplicates: ["10.0.1.5 on blue: a and b"] })],
     [

@@ -98,6 +98,7 @@ class World {
       dataplane: this.#host.dataplane,
       desired: (network) => (worlds.get(network) ?? this).#desired(),
       mayPrune: () => true,
+      beforeDevice: () => Promise.resolve(),
       now: () => instant(performance.now()),
       onRepair: () => undefined,
       onFailure: (_network, error: NetError) => this.failures.push(error.message),

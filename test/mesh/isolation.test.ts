@@ -1,9 +1,16 @@
 import assert from "node:assert/strict";
+import { spawn } from "node:child_process";
 import { describe, test } from "node:test";
+import { waitFor } from "../../netns-harness/wait.ts";
 import { parseIp } from "../../src/base/ip.ts";
 import { NftTableKeeper } from "../../src/kernel/nft.ts";
-import { HOST, MeshPlanner } from "../../src/mesh/desired.ts";
-import { STRANGERS_COUNTER } from "../../src/mesh/host-rules.ts";
+import {
+  STRANGER_SETS,
+  STRANGERS_COUNTER,
+  VTEPS,
+  VXLAN_TABLE,
+  vxlanFilter,
+} from "../../src/mesh/vxlan-filter.ts";
 import {
   canMakeNamespaces,
   greet,
@@ -69,21 +76,8 @@ describe("isolation", { skip: canMakeNamespaces ? false : "needs root" }, () => 
 
   test("VXLAN from strangers is dropped and counted, members' passes", async () => {
     await using lab = new MeshLab();
-    const planner = new MeshPlanner();
-    const ruleset = (vteps: readonly string[]) =>
-      planner
-        .desired({
-          node: {
-            entryNodes: [],
-            overlayRanges: [],
-            keepClientAddress: true,
-            underlay: { dataPathPort: 4789, vteps: vteps.map(parseIp) },
-          },
-          services: [],
-          sandboxes: [],
-        })
-        .namespaces.get(HOST)?.ruleset;
-    using keeper = new NftTableKeeper(lab.node1.netns);
+    const ruleset = (vteps: readonly string[]) => vxlanFilter(4789, vteps.map(parseIp));
+    using keeper = new NftTableKeeper(lab.node1.netns, VXLAN_TABLE);
     await keeper.reconcile(ruleset(["192.168.77.2"]));
     const received: string[] = [];
     const receiver = udpSocket(lab.node1.netns, "0.0.0.0", 4789);
@@ -93,7 +87,8 @@ describe("isolation", { skip: canMakeNamespaces ? false : "needs root" }, () => 
         resolve();
       });
     });
-    const stranger = udpSocket(lab.client, "0.0.0.0", 0);
+    const strangersAddress = "192.168.77.10";
+    const stranger = udpSocket(lab.client, strangersAddress, 0);
     const member = udpSocket(lab.node2.netns, "0.0.0.0", 0);
     await new Promise((sent) => stranger.send("x", 4789, "192.168.77.1", sent));
     await new Promise((sent) => member.send("x", 4789, "192.168.77.1", sent));
@@ -104,7 +99,88 @@ describe("isolation", { skip: canMakeNamespaces ? false : "needs root" }, () => 
     const outcome = await keeper.reconcile(ruleset(["192.168.77.2", "192.168.77.10"]));
     assert.equal(outcome.plan.skeleton, undefined);
     assert.equal(keeper.counter(STRANGERS_COUNTER)?.packets, 1n);
+    assert.deepEqual(keeper.countedAddresses(STRANGER_SETS[0]), [{ address: strangersAddress, packets: 1n }]);
+    assert.deepEqual(keeper.countedAddresses(STRANGER_SETS[1]), []);
+    assert.deepEqual(keeper.addresses(VTEPS), ["192.168.77.2", "192.168.77.10"]);
     for (const socket of [receiver, stranger, member]) socket.close();
+  });
+
+  test("the filter against strangers has its members from its first moment on, and when it is replaced", async () => {
+    await using lab = new MeshLab();
+    using keeper = new NftTableKeeper(lab.node1.netns, VXLAN_TABLE);
+    const monitor = lab.node1.netns.run(() =>
+      spawn("nft", ["monitor"], { stdio: ["ignore", "pipe", "inherit"] }),
+    );
+    let seen = "";
+    monitor.stdout.on("data", (chunk: Buffer) => (seen += chunk.toString()));
+    const members = ["192.168.77.2", "2001:db8::7"].map(parseIp);
+    try {
+      // The monitor is heard once it listens.
+      await waitFor(
+        "the monitor to listen",
+        () => (runIn(lab.node1.netns, "nft", ["add", "table", "mine"]), seen),
+        {
+          withinMs: 5_000,
+          until: (text) => text.includes("mine"),
+        },
+      );
+      await keeper.reconcile(vxlanFilter(4789, members));
+      await keeper.reconcile(vxlanFilter(4790, members));
+      await waitFor("both tables to be seen", () => seen, {
+        withinMs: 5_000,
+        until: (text) => /dport 4790[^]*new generation/.test(text),
+      });
+    } finally {
+      monitor.kill("SIGKILL");
+    }
+    const transactions = seen
+      .split(/# new generation.*\n/)
+      .filter((text) => text.includes(`add table inet ${VXLAN_TABLE}`));
+    assert.equal(transactions.length, 2);
+    for (const text of transactions) {
+      assert.match(text, /add element inet netagent-vxlan vteps \{ 192\.168\.77\.2 \}/);
+      assert.match(text, /add element inet netagent-vxlan vteps6 \{ 2001:db8::7 \}/);
+    }
+  });
+
+  test("what another hand does to a table of ours is noticed at once and undone, whatever it is", async () => {
+    await using lab = new MeshLab();
+    using keeper = new NftTableKeeper(lab.node1.netns, VXLAN_TABLE);
+    const desired = vxlanFilter(4789, ["192.168.77.2", "2001:db8::7"].map(parseIp));
+    await keeper.reconcile(desired);
+    const list = (): string =>
+      runIn(lab.node1.netns, "nft", ["-s", "list", "table", "inet", VXLAN_TABLE]).replaceAll(
+        / # handle.*/g,
+        "",
+      );
+    const before = list();
+    let touched = 0;
+    keeper.onTouched = () => touched++;
+    for (const hand of [
+      "add element inet netagent-vxlan vteps { 192.168.77.66 }",
+      "delete element inet netagent-vxlan vteps6 { 2001:db8::7 }",
+      "flush set inet netagent-vxlan vteps",
+      "flush chain inet netagent-vxlan vxlan",
+      "insert rule inet netagent-vxlan vxlan accept",
+      "add chain inet netagent-vxlan raw_prerouting { policy drop; }",
+      // As many rules as before, but another one.
+      "flush chain inet netagent-vxlan raw_prerouting; add rule inet netagent-vxlan raw_prerouting accept",
+      "delete table inet netagent-vxlan",
+      "flush ruleset",
+    ]) {
+      const times = touched;
+      runIn(lab.node1.netns, "nft", [hand]);
+      await waitFor("the keeper to notice", () => touched, { withinMs: 5_000, until: (now) => now > times });
+      assert.ok((await keeper.reconcile(desired)).repaired, hand);
+      assert.equal(list(), before, hand);
+      assert.equal((await keeper.reconcile(desired)).repaired, false, hand);
+    }
+    // Another's table is nobody's business here.
+    const times = touched;
+    runIn(lab.node1.netns, "nft", ["add table inet mine"]);
+    assert.equal((await keeper.reconcile(desired)).repaired, false);
+    assert.equal(touched, times);
+    assert.match(runIn(lab.node1.netns, "nft", ["list", "tables"]), /inet mine/);
   });
 });
 

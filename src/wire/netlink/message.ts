@@ -49,6 +49,8 @@ export interface NetlinkMessage {
   readonly type: number;
   readonly flags: number;
   readonly sequence: number;
+  /** Of an answer: the socket that asked. Of a notification: the socket that made the change, 0 for the kernel. */
+  readonly portId: number;
   /** What follows the header; a view into the received bytes. */
   readonly payload: Uint8Array;
 }
@@ -115,10 +117,10 @@ export function* decodeMessages(bytes: Uint8Array): Generator<NetlinkMessage> {
     const type = input.u16h();
     const flags = input.u16h();
     const sequence = input.u32h();
-    input.skip(4);
+    const portId = input.u32h();
     if (length < NETLINK_HEADER_LENGTH) input.fail(`message length ${length} is below the header's`);
     const payload = input.take(length - NETLINK_HEADER_LENGTH);
-    yield { type, flags, sequence, payload };
+    yield { type, flags, sequence, portId, payload };
     input.skip(Math.min(-length & 3, input.remaining));
   }
 }

@@ -24,11 +24,13 @@ const NFGENMSG_LENGTH = 4; // bytes
 export const NFT_MESSAGE = {
   getTable: (NFNL_SUBSYS_NFTABLES << 8) | 1,
   deleteTable: (NFNL_SUBSYS_NFTABLES << 8) | 2,
+  getChain: (NFNL_SUBSYS_NFTABLES << 8) | 4,
   getRule: (NFNL_SUBSYS_NFTABLES << 8) | 7,
   getSet: (NFNL_SUBSYS_NFTABLES << 8) | 10,
   newElement: (NFNL_SUBSYS_NFTABLES << 8) | 12,
   getElement: (NFNL_SUBSYS_NFTABLES << 8) | 13,
   deleteElement: (NFNL_SUBSYS_NFTABLES << 8) | 14,
+  newGeneration: (NFNL_SUBSYS_NFTABLES << 8) | 15,
   getGeneration: (NFNL_SUBSYS_NFTABLES << 8) | 16,
   getObject: (NFNL_SUBSYS_NFTABLES << 8) | 19,
 } as const;
@@ -38,6 +40,13 @@ const NFTA_TABLE_HANDLE = 4;
 const NFTA_TABLE_USERDATA = 6;
 const NFTA_RULE_TABLE = 1;
 const NFTA_RULE_CHAIN = 2;
+const NFTA_RULE_HANDLE = 3;
+const NFTA_CHAIN_TABLE = 1;
+const NFTA_CHAIN_HANDLE = 2;
+const NFTA_CHAIN_NAME = 3;
+const NFTA_CHAIN_POLICY = 5;
+/** The first attribute of every object and notification that belongs to a table. */
+const NFTA_ANY_TABLE = 1;
 const NFTA_SET_TABLE = 1;
 const NFTA_SET_NAME = 2;
 const NFTA_OBJ_TABLE = 1;
@@ -104,10 +113,9 @@ export function writeGetTable(out: ByteWriter, table: string): void {
 export function decodeTable(payload: Uint8Array): NftTable {
   const attributes = nftAttributes(payload, "nft table");
   const comment = tableComment(attributes.get(NFTA_TABLE_USERDATA));
-  const handle = attributes.get(NFTA_TABLE_HANDLE);
   return {
     name: decodeText(attributes.get(NFTA_TABLE_NAME) ?? new Uint8Array(0)),
-    handle: handle === undefined ? 0n : new ByteReader(handle, "nft table handle").u64(),
+    handle: decodeHandle(attributes.get(NFTA_TABLE_HANDLE)),
     ...(comment === undefined ? {} : { comment }),
   };
 }
@@ -118,11 +126,44 @@ export function writeGetRules(out: ByteWriter, table: string): void {
   writeTextAttribute(out, NFTA_RULE_TABLE, table);
 }
 
-/** The chain of a rule, which is all we look at. Undefined: another table's (old kernels ignore the filter). */
-export function decodeRuleChain(payload: Uint8Array, table: string): string | undefined {
+/** A rule's chain and handle; a rule that was replaced has another handle. */
+export interface NftRule {
+  readonly chain: string;
+  readonly handle: bigint;
+}
+
+/** Undefined: another table's (old kernels ignore the filter). @throws DecodeError */
+export function decodeRule(payload: Uint8Array, table: string): NftRule | undefined {
   const attributes = nftAttributes(payload, "nft rule");
   if (decodeText(attributes.get(NFTA_RULE_TABLE) ?? new Uint8Array(0)) !== table) return undefined;
-  return decodeText(attributes.get(NFTA_RULE_CHAIN) ?? new Uint8Array(0));
+  const chain = decodeText(attributes.get(NFTA_RULE_CHAIN) ?? new Uint8Array(0));
+  return { chain, handle: decodeHandle(attributes.get(NFTA_RULE_HANDLE)) };
+}
+
+/** Asks for every chain; the kernel has no filter for these. */
+export function writeGetChains(out: ByteWriter): void {
+  writeNfgenmsg(out, NFPROTO_INET);
+}
+
+/** Name, handle and policy of a chain in one text; undefined for another table's. @throws DecodeError */
+export function decodeChain(payload: Uint8Array, table: string): string | undefined {
+  const attributes = nftAttributes(payload, "nft chain");
+  if (decodeText(attributes.get(NFTA_CHAIN_TABLE) ?? new Uint8Array(0)) !== table) return undefined;
+  const name = decodeText(attributes.get(NFTA_CHAIN_NAME) ?? new Uint8Array(0));
+  const policy = attributes.get(NFTA_CHAIN_POLICY);
+  const verdict = policy === undefined ? "" : new ByteReader(policy, "nft chain").u32();
+  return `${name} ${decodeHandle(attributes.get(NFTA_CHAIN_HANDLE))} ${verdict}`;
+}
+
+/** Whether a notification is about something of the table. @throws DecodeError */
+export function concernsTable(type: number, payload: Uint8Array, table: string): boolean {
+  if (type === NFT_MESSAGE.newGeneration) return false;
+  const name = nftAttributes(payload, "nft notification").get(NFTA_ANY_TABLE);
+  return name !== undefined && decodeText(name) === table;
+}
+
+function decodeHandle(value: Uint8Array | undefined): bigint {
+  return value === undefined ? 0n : new ByteReader(value, "nft handle").u64();
 }
 
 /** Asks for every set of the table. */

@@ -175,7 +175,7 @@ test("arbitrary bytes give a value or a DecodeError", () => {
     decodeNamespaceId,
     (bytes) => [...decodeMessages(bytes)],
     (bytes) => [...decodeAttributes(new ByteReader(bytes, "test"))],
-    (bytes) => decodeAck({ type: NLMSG.error, flags: NLM_F.ackAttributes, sequence: 1, payload: bytes }),
+    (bytes) => decodeAck({ type: NLMSG.error, flags: NLM_F.ackAttributes, sequence: 1, portId: 0, payload: bytes }),
   ];
   fc.assert(
     fc.property(fc.uint8Array({ maxLength: 200 }), fc.constantFrom(...decoders), (bytes, decode) => {
@@ -220,7 +220,7 @@ test("an extended acknowledgement gives the kernel's words, capped or not", () =
         .align(4);
     });
     const flags = NLM_F.ackAttributes | (capped ? NLM_F.capped : 0);
-    const ack = decodeAck({ type: NLMSG.error, flags, sequence: 9, payload });
+    const ack = decodeAck({ type: NLMSG.error, flags, sequence: 9, portId: 0, payload });
     assert.deepEqual(ack, { errno: 95, sequence: 9, text });
   }
 });
