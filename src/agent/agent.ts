@@ -141,7 +141,11 @@ export class Agent {
       vtep,
       ownVteps: this.config.dataPathAddrs,
       endpoints: view === undefined || view.disabled ? [] : this.endpoints.ofNetwork(network),
-      peers: remotePeers(this.loop.node.networkDb.rows(network, PEER_TABLE, { suspended: true }), this.self),
+      peers: remotePeers(
+        this.loop.node.networkDb.rows(network, PEER_TABLE, { suspended: true }),
+        this.self,
+        (owner) => this.loop.node.peer(owner)?.capabilities.includes("state") === true,
+      ),
       mayBeAt: (owner, rowVtep) => this.#mayBeAt(owner, rowVtep),
     });
     yield* this.rejectedRows.update(network, desired.rejected);

@@ -13,7 +13,7 @@ import {
   subnetContains,
   subnetOf,
 } from "../base/ip.ts";
-import { isMulticastMac, type MacAddr } from "../base/mac.ts";
+import { isMulticastMac, macFromIpv4, type MacAddr } from "../base/mac.ts";
 import { finish, SLICE_ROWS, type Sliced } from "../base/sliced.ts";
 
 export interface OverlayNetwork {
@@ -57,6 +57,8 @@ export interface RemotePeer {
   readonly prefixLength: number;
   readonly mac: MacAddr;
   readonly vtep: IpAddr;
+  /** Its owner keeps comparing its rows with what it has, so that a stale one is not among them (a netagent). */
+  readonly assured?: boolean;
   /** The owner failed; its claim gives way to a live one. */
   readonly suspended?: boolean;
   /** Lamport time of the row: of two live claims the later one wins. Default 0. */
@@ -188,7 +190,8 @@ export function* deriveOverlay(input: DesiredInput): Sliced<DesiredOverlay> {
 
 /**
  * Which rows become entries. A row is judged alone first; then, of rows that claim one address or one MAC
- * behind different VTEPs, one wins: live before suspended, later Lamport time, lower endpoint id. Docker keeps
+ * behind different VTEPs, one wins: live before suspended, a netagent's before others', later Lamport time, lower
+ * endpoint id; and of those with one MAC before all else the one whose address gives that MAC. Docker keeps
  * whichever it programmed first, so a lost delete blocks an address for ever (overlay.md §9).
  */
 function* forwarding(
@@ -219,7 +222,7 @@ function* forwarding(
   for (const peer of byAddress.values()) {
     if (++rows % SLICE_ROWS === 0) yield;
     const other = byMac.get(peer.mac);
-    byMac.set(peer.mac, other === undefined ? peer : prefer(peer, other)[0]);
+    byMac.set(peer.mac, other === undefined ? peer : preferForMac(peer, other));
   }
   const neighbors = new Map<IpAddr, MacAddr>();
   const fdb = new Map<MacAddr, IpAddr>();
@@ -240,9 +243,17 @@ function* forwarding(
 function prefer(a: RemotePeer, b: RemotePeer): readonly [winner: RemotePeer, loser: RemotePeer] {
   const order =
     Number(a.suspended ?? false) - Number(b.suspended ?? false) ||
+    Number(b.assured ?? false) - Number(a.assured ?? false) ||
     (b.lamportTime ?? 0) - (a.lamportTime ?? 0) ||
     (a.endpoint < b.endpoint ? -1 : a.endpoint > b.endpoint ? 1 : 0);
   return order <= 0 ? [a, b] : [b, a];
+}
+
+/** A MAC made of an address belongs to that address, whoever else writes it into a row. */
+function preferForMac(a: RemotePeer, b: RemotePeer): RemotePeer {
+  const own = ({ ip, mac }: RemotePeer): boolean => isIpv4(ip) && macFromIpv4(ip) === mac;
+  const [ownA, ownB] = [own(a), own(b)];
+  return ownA === ownB ? prefer(a, b)[0] : ownA ? a : b;
 }
 
 /** A test of one row by itself, with everything that does not depend on the row worked out once. */

@@ -113,11 +113,18 @@ export function endpointRecordOf(row: Pick<RowView, "value">): EndpointRecord | 
 }
 
 /** The peers other nodes announce, suspended ones included: a cable pulled for ten seconds costs no forwarding entry. */
-export function* remotePeers(rows: Iterable<RowView>, self: NodeName): Iterable<RemotePeer> {
+export function* remotePeers(
+  rows: Iterable<RowView>,
+  self: NodeName,
+  isNetagent: (owner: NodeName) => boolean = () => false,
+): Iterable<RemotePeer> {
+  const assured = new Map<NodeName, boolean>();
   for (const row of rows) {
     if (row.owner === self || row.state === "tombstone") continue;
     const record = peerRecordOf(row);
     if (record === undefined) continue;
+    let known = assured.get(row.owner);
+    if (known === undefined) assured.set(row.owner, (known = isNetagent(row.owner)));
     yield {
       endpoint: row.key as EndpointId,
       owner: row.owner,
@@ -125,6 +132,7 @@ export function* remotePeers(rows: Iterable<RowView>, self: NodeName): Iterable<
       prefixLength: record.endpointIp.prefixLength,
       mac: record.endpointMac,
       vtep: record.vtep,
+      assured: known,
       suspended: row.state === "suspended",
       lamportTime: row.time,
     };

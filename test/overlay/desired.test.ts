@@ -81,6 +81,19 @@ test("of two rows for one address the live one wins over a suspended, then the l
   );
 });
 
+test("of two living claims a netagent's wins, and a MAC belongs to the address it is made of", () => {
+  const netagent = { ...row("10.0.9.7", "a"), assured: true, lamportTime: 5 };
+  const other = { ...row("10.0.9.7", "b", "192.0.2.8"), lamportTime: 9 };
+  const thief = { ...row("10.0.9.9", "c", "192.0.2.9"), mac: netagent.mac, assured: true, lamportTime: 20 };
+  fc.assert(
+    fc.property(fc.shuffledSubarray([netagent, other, thief], { minLength: 3 }), (peers) => {
+      const desired = desiredOverlay(input({ peers }));
+      assert.deepEqual([...desired.fdb], [[netagent.mac, netagent.vtep]]);
+      assert.deepEqual([...desired.neighbors.keys()], [netagent.ip]);
+    }),
+  );
+});
+
 test("several addresses may share a MAC behind one VTEP, but not behind two", () => {
   const mac = parseMac("02:42:0a:00:09:07");
   const shared = [row("10.0.9.7"), { ...row("10.0.9.8"), mac }];

@@ -175,7 +175,8 @@ test("arbitrary bytes give a value or a DecodeError", () => {
     decodeNamespaceId,
     (bytes) => [...decodeMessages(bytes)],
     (bytes) => [...decodeAttributes(new ByteReader(bytes, "test"))],
-    (bytes) => decodeAck({ type: NLMSG.error, flags: NLM_F.ackAttributes, sequence: 1, portId: 0, payload: bytes }),
+    (bytes) =>
+      decodeAck({ type: NLMSG.error, flags: NLM_F.ackAttributes, sequence: 1, portId: 0, payload: bytes }),
   ];
   fc.assert(
     fc.property(fc.uint8Array({ maxLength: 200 }), fc.constantFrom(...decoders), (bytes, decode) => {
