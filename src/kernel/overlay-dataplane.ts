@@ -17,14 +17,13 @@ import {
   gatewayLink,
   type OverlayStep,
 } from "../overlay/plan.ts";
-import { deleteAddress, setAddress } from "./addresses.ts";
 import { ApplyRound, DONE } from "./apply-round.ts";
 import type { AppliedStep, Dataplane, ReadOptions } from "./dataplane.ts";
-import { deleteLink, setLink } from "./links.ts";
+import { deleteLink } from "./links.ts";
 import { type EntryStep, isEntryStep } from "./neighbors.ts";
 import { Netns } from "./netns.ts";
 import { type LinkSnapshot, namespaceIdOf, NetworkNamespace } from "./network-namespace.ts";
-import { createEndpoint, createGateway, requireLink, setEndpoint } from "./overlay-links.ts";
+import { createEndpoint, createGateway, setEndpoint, setGateway } from "./overlay-links.ts";
 import { actualEndpoints, actualGateway } from "./overlay-reader.ts";
 
 type Entries = Pick<ActualOverlay, "neighbors" | "fdb">;
@@ -88,7 +87,7 @@ export abstract class OverlayDataplane implements Dataplane {
       namespace: true,
       wrongSysctls: links.wrongSysctls,
       vxlan: this.readDevice(desired, links),
-      gateway: actualGateway(links),
+      gateway: actualGateway(desired, links),
       endpoints: actualEndpoints(desired, links),
       sandboxes: this.#sandboxes(desired, namespace),
       neighbors: entries?.neighbors ?? new Map(),
@@ -187,13 +186,8 @@ export abstract class OverlayDataplane implements Dataplane {
         return this.setDevice(namespace, step.core, what);
       case "create-gateway":
         return createGateway(namespace, step.core, what);
-      case "set-gateway": {
-        const { ifindex } = requireLink(socket, gatewayLink(step.core.linkKind));
-        setLink(socket, what, { ifindex, mtu: step.core.mtu, up: true });
-        setAddress(socket, what, ifindex, step.core.gateway);
-        for (const address of step.remove) deleteAddress(socket, what, ifindex, address);
-        return;
-      }
+      case "set-gateway":
+        return setGateway(namespace, step, what);
       case "create-endpoint":
         return this.#withSandbox(step.endpoint.sandbox, (sandbox) =>
           createEndpoint(namespace, sandbox, step.endpoint, step.core, what),

@@ -3,7 +3,7 @@
  */
 import { errorCode, NetError } from "../base/error.ts";
 import { isIpv4 } from "../base/ip.ts";
-import { macFromIpv4 } from "../base/mac.ts";
+import { type MacAddr, macFromIpv4 } from "../base/mac.ts";
 import type { DesiredCore, DesiredEndpoint } from "../overlay/desired.ts";
 import { BRIDGE_LINK, bridgePortName, endpointAlias, networkAlias, VXLAN_LINK } from "../overlay/naming.ts";
 import { formatSandbox, gatewayLink, type OverlayStep } from "../overlay/plan.ts";
@@ -26,16 +26,16 @@ export function vxlanInfo(core: DesiredCore): VxlanInfo {
     // on the host our packets come from the one that is our VTEP.
     local: core.vtep,
     ...VXLAN_FLAGS,
+    ...VXLAN_SETTINGS,
   };
 }
 
 /**
- * No group and no learning: no entry exists that the plan did not put there, and unknown MACs go nowhere.
+ * No group: unknown MACs go nowhere.
  * The outer UDP checksum is Docker's choice, and it lets a receiving NIC vouch for the inner one; switching it
  * off made no difference beyond noise in connections, round trips or throughput (nine interleaved rounds).
  */
 export const VXLAN_FLAGS = {
-  learning: false,
   proxy: true,
   l2miss: false,
   l3miss: false,
@@ -44,6 +44,9 @@ export const VXLAN_FLAGS = {
   udpZeroChecksum6Rx: false,
   collectMetadata: false,
 } as const;
+
+/** What can be set on a living device. No learning: no entry exists that the plan did not put there. */
+export const VXLAN_SETTINGS = { learning: false, dontFragment: false, ttl: 0, tos: 0 } as const;
 
 export function setVxlan(namespace: NetworkNamespace, core: DesiredCore, what: string): void {
   const { socket } = namespace;
@@ -57,25 +60,55 @@ export function setVxlan(namespace: NetworkNamespace, core: DesiredCore, what: s
     ...((master ?? 0) === wanted ? {} : { master: wanted }),
   });
   // By itself: a request with VXLAN data and an MTU is refused ("Cannot change mtu"), whatever the MTU.
-  setLink(socket, what, { ifindex, info: { kind: "vxlan-change", local: core.vtep } });
+  setLink(socket, what, { ifindex, info: { kind: "vxlan-change", local: core.vtep, ...VXLAN_SETTINGS } });
 }
 
 export function createGateway(namespace: NetworkNamespace, core: DesiredCore, what: string): void {
   const { socket } = namespace;
   const name = gatewayLink(core.linkKind);
-  // The gateway's MAC is the same on every node, as its address is: an endpoint that moves keeps its cache.
-  const mac = isIpv4(core.gateway.ip) ? { mac: macFromIpv4(core.gateway.ip) } : {};
+  const mac = gatewayMac(core);
   const macvlan = core.linkKind === "macvlan";
   createLink(socket, what, {
     name,
     mtu: core.mtu,
-    ...mac,
+    ...(mac === undefined ? {} : { mac }),
     ...(macvlan ? { link: requireLink(socket, VXLAN_LINK).ifindex } : {}),
-    info: macvlan ? MACVLAN : { kind: "bridge", multicastSnooping: false },
+    info: gatewayInfo(core),
   });
   const { ifindex } = requireLink(socket, name);
   setLink(socket, what, { ifindex, up: true, alias: networkAlias(namespace.network) });
   setAddress(socket, what, ifindex, core.gateway);
+}
+
+/** Whatever of a living gateway is not as `createGateway` makes it. */
+export function setGateway(
+  namespace: NetworkNamespace,
+  step: Extract<OverlayStep, { readonly type: "set-gateway" }>,
+  what: string,
+): void {
+  const { socket } = namespace;
+  const { core } = step;
+  const { ifindex, mac } = requireLink(socket, gatewayLink(core.linkKind));
+  const wanted = gatewayMac(core);
+  setLink(socket, what, {
+    ifindex,
+    mtu: core.mtu,
+    up: true,
+    alias: networkAlias(namespace.network),
+    info: gatewayInfo(core),
+    ...(wanted === undefined || wanted === mac ? {} : { mac: wanted }),
+  });
+  setAddress(socket, what, ifindex, core.gateway);
+  for (const address of step.remove) deleteAddress(socket, what, ifindex, address);
+}
+
+/** The same on every node, as the address is: an endpoint that moves keeps its cache. */
+export function gatewayMac(core: DesiredCore): MacAddr | undefined {
+  return isIpv4(core.gateway.ip) ? macFromIpv4(core.gateway.ip) : undefined;
+}
+
+function gatewayInfo(core: DesiredCore): LinkInfo {
+  return core.linkKind === "macvlan" ? MACVLAN : { kind: "bridge", multicastSnooping: false };
 }
 
 const MACVLAN: LinkInfo = { kind: "macvlan", mode: MACVLAN_MODE_BRIDGE };
@@ -141,6 +174,7 @@ function configureEndpoint(
     mtu: core.mtu,
     ...(link.mac === endpoint.mac ? {} : { mac: endpoint.mac }),
     ...(link.name === endpoint.ifname ? {} : { name: endpoint.ifname }),
+    ...(core.linkKind === "macvlan" ? { info: MACVLAN } : {}),
   });
   setAddress(socket, what, ifindex, endpoint.address);
   setLink(socket, what, { ifindex, up: true });

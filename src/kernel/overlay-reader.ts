@@ -2,25 +2,32 @@
 import type { EndpointId } from "../base/id.ts";
 import type { Cidr } from "../base/ip.ts";
 import type { DesiredOverlay } from "../overlay/desired.ts";
-import { bridgePortName, endpointOfAlias } from "../overlay/naming.ts";
+import { bridgePortName, endpointOfAlias, networkAlias } from "../overlay/naming.ts";
 import type { ActualEndpoint, ActualGateway, ActualVxlan } from "../overlay/plan.ts";
 import type { InterfaceAddress } from "../wire/netlink/address.ts";
-import type { Link } from "../wire/netlink/link.ts";
+import { type Link, MACVLAN_MODE_BRIDGE } from "../wire/netlink/link.ts";
 import type { LinkSnapshot } from "./network-namespace.ts";
-import { VXLAN_FLAGS } from "./overlay-links.ts";
+import { gatewayMac, VXLAN_FLAGS, VXLAN_SETTINGS } from "./overlay-links.ts";
 
-export function actualVxlan(links: LinkSnapshot): ActualVxlan | undefined {
+export function actualVxlan(
+  desired: Pick<DesiredOverlay, "network">,
+  links: LinkSnapshot,
+): ActualVxlan | undefined {
   const { vxlan } = links;
   if (vxlan === undefined) return undefined;
   const { info } = vxlan;
   if (info?.kind !== "vxlan") return foreignDevice(vxlan);
   const flags = Object.entries(VXLAN_FLAGS) as [keyof typeof VXLAN_FLAGS, boolean][];
+  const settings = Object.entries(VXLAN_SETTINGS) as [keyof typeof VXLAN_SETTINGS, boolean | number][];
   return {
     vni: info.vni,
     dataPathPort: info.port,
     vtep: info.local,
     ipv6: info.local?.includes(":") ?? false,
     flagsMatch: info.group === undefined && flags.every(([flag, value]) => info[flag] === value),
+    settingsMatch:
+      vxlan.alias === networkAlias(desired.network) &&
+      settings.every(([name, value]) => info[name] === value),
     mtu: vxlan.mtu,
     up: vxlan.up,
     onBridge: vxlan.master !== undefined,
@@ -31,19 +38,37 @@ export function actualVxlan(links: LinkSnapshot): ActualVxlan | undefined {
 export function foreignDevice(link: Link): ActualVxlan {
   const { mtu, up, master } = link;
   const onBridge = master !== undefined;
-  return { vni: 0, dataPathPort: 0, vtep: undefined, ipv6: false, flagsMatch: false, mtu, up, onBridge };
+  const none = { vni: 0, dataPathPort: 0, vtep: undefined, ipv6: false } as const;
+  return { ...none, flagsMatch: false, settingsMatch: false, mtu, up, onBridge };
 }
 
-export function actualGateway(links: LinkSnapshot): ActualGateway | undefined {
+export function actualGateway(desired: DesiredOverlay, links: LinkSnapshot): ActualGateway | undefined {
   const found: readonly (readonly [ActualGateway["linkKind"], Link | undefined])[] = [
     ["macvlan", links.macvlanGateway],
     ["veth", links.bridge],
   ];
   for (const [linkKind, link] of found) {
     if (link === undefined) continue;
-    return { linkKind, mtu: link.mtu, up: link.up, addresses: addressesOf(links.addresses, link.ifindex) };
+    const { core, network } = desired;
+    const mac = core === undefined ? undefined : gatewayMac(core);
+    return {
+      linkKind,
+      mtu: link.mtu,
+      up: link.up,
+      settingsMatch:
+        link.alias === networkAlias(network) && (mac === undefined || link.mac === mac) && isInMode(link),
+      addresses: addressesOf(links.addresses, link.ifindex),
+    };
   }
   return undefined;
+}
+
+/** As we make it: others of the macvlan modes keep neighbors on one host apart, or the host from them. */
+function isInMode(link: Link): boolean {
+  const { info } = link;
+  return info?.kind === "macvlan"
+    ? info.mode === MACVLAN_MODE_BRIDGE
+    : info?.kind !== "bridge" || !info.multicastSnooping;
 }
 
 function addressesOf(addresses: readonly InterfaceAddress[], ifindex: number): Cidr[] {
@@ -68,7 +93,8 @@ export function actualEndpoints(desired: DesiredOverlay, links: LinkSnapshot): A
         mac: link.mac,
         mtu: link.mtu,
         up: link.up,
-        attached: marked !== undefined && (link.kind !== "veth" || isPortAttached(links, id)),
+        attached:
+          marked !== undefined && isInMode(link) && (link.kind !== "veth" || isPortAttached(links, id)),
         addresses: addressesOf(sandbox.addresses, link.ifindex),
       });
     }

@@ -27,7 +27,7 @@ import { createLink, deleteLink, findLink, setLink } from "./links.ts";
 import { applyEntries, type EntryStep } from "./neighbors.ts";
 import { NetlinkSocket, refusal } from "./netlink-socket.ts";
 import { Netns } from "./netns.ts";
-import { VXLAN_FLAGS } from "./overlay-links.ts";
+import { VXLAN_FLAGS, VXLAN_SETTINGS } from "./overlay-links.ts";
 
 /** Its name; in `ip -all netns exec ip link` nobody sees it, in the kernel's log everybody. */
 export const PROBE_LINK = "na-probe";
@@ -99,6 +99,7 @@ export class ProbeDevice implements Disposable {
           port: dataPathPort,
           local: vtep,
           ...VXLAN_FLAGS,
+          ...VXLAN_SETTINGS,
           proxy: false,
           // So that what does not fit is lost and not cut into pieces on the way: that is what is measured.
           dontFragment: true,

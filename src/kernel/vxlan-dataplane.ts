@@ -43,8 +43,8 @@ export class VxlanDataplane extends OverlayDataplane {
     super.close();
   }
 
-  protected override readDevice(_desired: DesiredOverlay, links: LinkSnapshot): ActualVxlan | undefined {
-    return actualVxlan(links);
+  protected override readDevice(desired: DesiredOverlay, links: LinkSnapshot): ActualVxlan | undefined {
+    return actualVxlan(desired, links);
   }
 
   protected override readEntries(

@@ -21,8 +21,10 @@ export interface ActualVxlan {
   readonly vtep: IpAddr | undefined;
   /** Of the underlay, from the device's group or local address. */
   readonly ipv6: boolean;
-  /** Learning, proxy, checksum flags and default destination are as `create-vxlan` makes them. */
+  /** Proxy, checksum flags and default destination are as `create-vxlan` makes them, which nothing else can do. */
   readonly flagsMatch: boolean;
+  /** Mark, learning, TTL and the like are as `set-vxlan` makes them. */
+  readonly settingsMatch: boolean;
   readonly mtu: number;
   readonly up: boolean;
   /** Enslaved to the bridge (veth layout). */
@@ -34,6 +36,8 @@ export interface ActualGateway {
   readonly linkKind: LinkKind;
   readonly mtu: number;
   readonly up: boolean;
+  /** Mark, MAC and mode are as `set-gateway` makes them. */
+  readonly settingsMatch: boolean;
   readonly addresses: readonly Cidr[];
 }
 
@@ -224,6 +228,7 @@ function mustRebuild(core: DesiredCore, vxlan: ActualVxlan): boolean {
 function vxlanMatches(core: DesiredCore, vxlan: ActualVxlan): boolean {
   return (
     vxlan.mtu === core.mtu &&
+    vxlan.settingsMatch &&
     vxlan.up &&
     vxlan.vtep === core.vtep &&
     vxlan.onBridge === (core.linkKind === "veth")
@@ -237,7 +242,8 @@ function planGateway(core: DesiredCore, actual: ActualGateway | undefined, steps
   }
   const wanted = formatCidr(core.gateway);
   const remove = actual.addresses.filter((address) => formatCidr(address) !== wanted);
-  if (remove.length > 0 || actual.addresses.length === 0 || actual.mtu !== core.mtu || !actual.up)
+  const isWell = actual.settingsMatch && actual.mtu === core.mtu && actual.up;
+  if (remove.length > 0 || actual.addresses.length === 0 || !isWell)
     steps.push({ type: "set-gateway", core, remove });
 }
 

@@ -207,6 +207,19 @@ test("what another hand changes is found and repaired", () => {
     ["vxlan MTU", () => ip("link", "set", "vxlan0", "mtu", "1300")],
     ["vxlan source address", () => ip("link", "set", "vxlan0", "type", "vxlan", "local", "127.0.0.1")],
     ["vxlan deleted", () => ip("link", "del", "vxlan0")],
+    ["vxlan TTL", () => ip("link", "set", "vxlan0", "type", "vxlan", "ttl", "1")],
+    ["vxlan TOS", () => ip("link", "set", "vxlan0", "type", "vxlan", "tos", "8")],
+    ["vxlan DF", () => ip("link", "set", "vxlan0", "type", "vxlan", "df", "set")],
+    ["vxlan alias", () => ip("link", "set", "vxlan0", "alias", "mine")],
+    ["gateway MAC", () => ip("link", "set", "gw0", "address", "02:00:00:00:00:01")],
+    ["gateway mode", () => ip("link", "set", "gw0", "type", "macvlan", "mode", "private")],
+    ["gateway alias", () => ip("link", "set", "gw0", "alias", "mine")],
+    ["gateway down", () => ip("link", "set", "gw0", "down")],
+    [
+      "endpoint mode",
+      () => run("ip", "-n", web.name, "link", "set", "eth0", "type", "macvlan", "mode", "private"),
+    ],
+    ["endpoint MTU", () => run("ip", "-n", web.name, "link", "set", "eth0", "mtu", "1000")],
     ["vxlan learns", () => ip("link", "set", "vxlan0", "type", "vxlan", "learning")],
     ["endpoint down", () => run("ip", "-n", web.name, "link", "set", "eth0", "down")],
     ["endpoint renamed", () => run("ip", "-n", web.name, "link", "set", "eth0", "name", "eth9")],
@@ -230,6 +243,21 @@ test("what another hand changes is found and repaired", () => {
     assert.deepEqual(lines(a.plan(desiredA), network), [], what);
     assert.ok(pings(web.name, "10.0.9.7"), what);
   }
+});
+
+test("what can be mended on a living device does not cost the interfaces on it", () => {
+  using lab = new KernelLab();
+  const { a, desiredA, web, overlayA } = pair(lab);
+  const before = [ifindexes(web.name), ifindexes(overlayA)];
+  const vxlan = ["link", "set", "vxlan0", "type", "vxlan"];
+  for (const setting of [["learning"], ["ttl", "1"], ["tos", "8"], ["df", "set"], ["local", "127.0.0.1"]])
+    run("ip", "-n", overlayA, ...vxlan, ...setting);
+  run("ip", "-n", web.name, "link", "set", "eth0", "type", "macvlan", "mode", "vepa");
+  run("ip", "-n", overlayA, "link", "set", "gw0", "type", "macvlan", "mode", "private");
+  assert.deepEqual(failures(a.reconcile(desiredA).applied), []);
+  assert.deepEqual(a.plan(desiredA).steps, []);
+  assert.deepEqual([ifindexes(web.name), ifindexes(overlayA)], before);
+  assert.ok(pings(web.name, "10.0.9.7"));
 });
 
 test("drift is announced by the kernel's notifications, own writes are not", async () => {

@@ -145,7 +145,17 @@ function setVxlan(
   const { vni, dataPathPort, vtep, mtu } = core;
   return {
     ...actual,
-    vxlan: { vni, dataPathPort, vtep, ipv6: vtep.includes(":"), flagsMatch: true, mtu, up: true, onBridge },
+    vxlan: {
+      vni,
+      dataPathPort,
+      vtep,
+      ipv6: vtep.includes(":"),
+      flagsMatch: true,
+      settingsMatch: true,
+      mtu,
+      up: true,
+      onBridge,
+    },
   };
 }
 
@@ -154,7 +164,7 @@ function setGateway(
   { core }: Extract<OverlayStep, { readonly type: "create-gateway" | "set-gateway" }>,
 ): ActualOverlay {
   const { linkKind, mtu, gateway } = core;
-  return { ...actual, gateway: { linkKind, mtu, up: true, addresses: [gateway] } };
+  return { ...actual, gateway: { linkKind, mtu, up: true, settingsMatch: true, addresses: [gateway] } };
 }
 
 function asDesired(

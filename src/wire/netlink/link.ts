@@ -45,8 +45,11 @@ export interface VxlanInfo {
   readonly udpZeroChecksum6Rx: boolean;
   /** One device for every VNI; never ours. */
   readonly collectMetadata: boolean;
-  /** Outer IPv4 packets carry DF. Only encoded. */
+  /** Outer IPv4 packets carry DF. */
   readonly dontFragment?: boolean;
+  /** Of the outer packets; 0 is the kernel's default. Only decoded. */
+  readonly ttl?: number;
+  readonly tos?: number;
 }
 
 export interface BridgeInfo {
@@ -70,6 +73,10 @@ export interface VethInfo {
 export interface VxlanChange {
   readonly kind: "vxlan-change";
   readonly local: IpAddr;
+  readonly learning: boolean;
+  readonly dontFragment: boolean;
+  readonly ttl: number;
+  readonly tos: number;
 }
 
 export type LinkInfo = VxlanInfo | VxlanChange | BridgeInfo | MacvlanInfo | VethInfo;
@@ -147,6 +154,8 @@ const IFLA_VXLAN = {
   id: 1,
   group: 2,
   local: 4,
+  ttl: 5,
+  tos: 6,
   learning: 7,
   proxy: 11,
   l2miss: 13,
@@ -263,6 +272,10 @@ function encodeLinkInfo(info: LinkInfo, out: ByteWriter): void {
       break;
     case "vxlan-change":
       writeVxlanAddress(out, info.local, IFLA_VXLAN.local, IFLA_VXLAN.local6);
+      writeU8Attribute(out, IFLA_VXLAN.learning, Number(info.learning));
+      writeU8Attribute(out, IFLA_VXLAN.ttl, info.ttl);
+      writeU8Attribute(out, IFLA_VXLAN.tos, info.tos);
+      writeU8Attribute(out, IFLA_VXLAN.dontFragment, Number(info.dontFragment));
       break;
     case "bridge":
       writeU8Attribute(out, IFLA_BR_MCAST_SNOOPING, Number(info.multicastSnooping));
@@ -320,6 +333,9 @@ function decodeLinkInfo(kind: string | undefined, data: Uint8Array | undefined):
         udpZeroChecksum6Tx: flag(IFLA_VXLAN.udpZeroChecksum6Tx),
         udpZeroChecksum6Rx: flag(IFLA_VXLAN.udpZeroChecksum6Rx),
         collectMetadata: flag(IFLA_VXLAN.collectMetadata),
+        dontFragment: flag(IFLA_VXLAN.dontFragment),
+        ttl: mapped(attributes.get(IFLA_VXLAN.ttl), decodeU8) ?? 0,
+        tos: mapped(attributes.get(IFLA_VXLAN.tos), decodeU8) ?? 0,
       };
     }
     case "bridge":
