@@ -186,9 +186,11 @@ export class Reconciler {
     try {
       for (let how = this.#take(network); how !== undefined; how = this.#take(network)) {
         this.counters.rounds++;
+        // Who asked before the round began is answered by it, however busy the rounds after it are.
+        const asking = [...this.#waiters].filter((waiter) => waiter.network === network);
         const busy = this.#slices.busyMs;
         try {
-          await this.#reconcile(network, how);
+          if (await this.#reconcile(network, how)) for (const waiter of asking) this.#release(waiter);
         } catch (error) {
           if (!(error instanceof NetError)) throw error;
           this.#fail(network, error);
@@ -208,7 +210,8 @@ export class Reconciler {
     return work;
   }
 
-  async #reconcile(network: NetworkId, { fresh, ours }: Work): Promise<void> {
+  /** Whether the kernel agrees now. */
+  async #reconcile(network: NetworkId, { fresh, ours }: Work): Promise<boolean> {
     const { dataplane } = this.#options;
     const desired = await this.#slices.run(this.#options.desired(network));
     if (desired.core !== undefined) this.#known.add(network);
@@ -244,7 +247,7 @@ export class Reconciler {
     }
     this.#problems.delete(network);
     if (desired.core === undefined) this.#known.delete(network);
-    this.#release(network);
+    return true;
   }
 
   /** All steps in order, many entries at a time. What failed first, if anything. */
@@ -263,18 +266,14 @@ export class Reconciler {
     return failed;
   }
 
-  #release(network: NetworkId): void {
-    if (this.#dirty.has(network)) return;
-    for (const waiter of this.#waiters) {
-      if (waiter.network !== network) continue;
-      this.#waiters.delete(waiter);
-      clearTimeout(waiter.timer);
-      waiter.resolve();
-    }
+  #release(waiter: Waiter): void {
+    this.#waiters.delete(waiter);
+    clearTimeout(waiter.timer);
+    waiter.resolve();
   }
 
   /** The rest is left to a later round, ever less often while it does not help. */
-  #fail(network: NetworkId, error: NetError): void {
+  #fail(network: NetworkId, error: NetError): false {
     this.counters.failures++;
     const now = this.#options.now();
     const before = this.#problems.get(network);
@@ -285,6 +284,7 @@ export class Reconciler {
     if (before === undefined || before.error.message !== error.message)
       this.#options.onFailure(network, error);
     setTimeout(() => this.#mark(network, { fresh: true, ours: true }), retryMs).unref();
+    return false;
   }
 }
 
