@@ -103,3 +103,91 @@ export class Deadlines<K> {
     heap[i] = last;
   }
 }
+
+/** What a `DueHeap` holds. The heap writes `heapIndex`; `dueAt` is moved through `DueHeap.set`. */
+export interface Due {
+  dueAt: Instant;
+  /** Its place in the heap; −1 outside. */
+  heapIndex: number;
+}
+
+/** Deadlines that are kept in what they are about: for tens of thousands at a time, without a map beside the heap. */
+export class DueHeap<T extends Due> {
+  readonly #heap: T[] = [];
+
+  get size(): number {
+    return this.#heap.length;
+  }
+
+  earliest(): Instant | undefined {
+    return this.#heap[0]?.dueAt;
+  }
+
+  /** Adds `item`, or moves its deadline. */
+  set(item: T, at: Instant): void {
+    item.dueAt = at;
+    const index = item.heapIndex >= 0 ? item.heapIndex : this.#heap.push(item) - 1;
+    this.#down(item, this.#up(item, index));
+  }
+
+  /** Whether it was in. */
+  delete(item: T): boolean {
+    const index = item.heapIndex;
+    if (index < 0) return false;
+    item.heapIndex = -1;
+    const last = this.#heap.pop();
+    if (last !== undefined && last !== item) this.#down(last, this.#up(last, index));
+    return true;
+  }
+
+  /** Moves all of them: `milliseconds` later. */
+  shift(milliseconds: number): void {
+    for (const item of this.#heap) item.dueAt = after(item.dueAt, milliseconds);
+  }
+
+  /** Removes and returns everything due at or before `now`, earliest first. */
+  takeDue(now: Instant): T[] {
+    const due: T[] = [];
+    for (let top = this.#heap[0]; top !== undefined && top.dueAt <= now; top = this.#heap[0]) {
+      this.delete(top);
+      due.push(top);
+    }
+    return due;
+  }
+
+  #up(item: T, index: number): number {
+    let at = index;
+    while (at > 0) {
+      const parent = (at - 1) >> 1;
+      const above = this.#heap[parent] as T;
+      if (above.dueAt <= item.dueAt) break;
+      this.#put(above, at);
+      at = parent;
+    }
+    this.#put(item, at);
+    return at;
+  }
+
+  #down(item: T, index: number): void {
+    let at = index;
+    for (;;) {
+      let child = 2 * at + 1;
+      let below = this.#heap[child];
+      if (below === undefined) break;
+      const right = this.#heap[child + 1];
+      if (right !== undefined && right.dueAt < below.dueAt) {
+        below = right;
+        child++;
+      }
+      if (below.dueAt >= item.dueAt) break;
+      this.#put(below, at);
+      at = child;
+    }
+    this.#put(item, at);
+  }
+
+  #put(item: T, at: number): void {
+    this.#heap[at] = item;
+    item.heapIndex = at;
+  }
+}

@@ -23,8 +23,11 @@ export function elapsed(start: Instant, end: Instant): number {
 /** The earliest of those that are defined. */
 export function earliest(...instants: readonly (Instant | undefined)[]): Instant | undefined {
   let best: Instant | undefined;
-  for (const candidate of instants) {
-    if (candidate !== undefined && (best === undefined || candidate < best)) best = candidate;
-  }
+  for (const candidate of instants) best = earlier(best, candidate);
   return best;
+}
+
+/** The same of two: for what is asked after every packet. */
+export function earlier(a: Instant | undefined, b: Instant | undefined): Instant | undefined {
+  return b === undefined || (a !== undefined && a <= b) ? a : b;
 }

@@ -1,6 +1,6 @@
 import { assert } from "../base/assert.ts";
 import { Deadlines } from "../base/deadlines.ts";
-import { after, earliest, type Instant } from "../base/time.ts";
+import { after, earlier, type Instant } from "../base/time.ts";
 import type { Waiting } from "./broadcast-queue.ts";
 import type { Claims } from "./claims.ts";
 import type { Context } from "./context.ts";
@@ -50,7 +50,7 @@ export class Announcements {
   }
 
   nextWakeup(): Instant | undefined {
-    return earliest(this.#updates.earliest(), this.#leaveBy);
+    return earlier(this.#updates.earliest(), this.#leaveBy);
   }
 
   wake(now: Instant): void {

@@ -1,4 +1,4 @@
-import { TransmitQueue, transmitLimit } from "../base/transmit-queue.ts";
+import { TransmitOrder, transmitLimit, type Broadcast, type Skip } from "../base/transmit-queue.ts";
 
 /** What waits for a broadcast to be sent its full number of times. */
 export interface Waiting {
@@ -12,25 +12,39 @@ export interface Claim {
   readonly incarnation: number;
 }
 
-interface Rumor {
+/** Whoever there is one rumor about at a time: a new one replaces the old. Written by `BroadcastQueue` alone. */
+export interface Subject {
+  rumor: Rumor | undefined;
+  /** How often it was heard again since a packet last came across it. */
+  heard: number;
+}
+
+/** A broadcast about `subject`. */
+export interface Rumor extends Broadcast {
+  readonly subject: Subject;
   readonly claim: Claim;
-  /** Order of queueing. */
-  readonly sequence: number;
-  /** Places that told us the same. */
-  readonly knownAt: string[];
+  /** Places that told us the same; not kept in large clusters, where they are hardly met again. */
+  knownAt: string[] | undefined;
   /** Sends saved by that so far: made up for, but only so often, as in a small cluster everybody may know. */
   saved: number;
+  readonly spread: Spread;
   readonly waiting: Waiting | undefined;
 }
+
+/**
+ * How a rumor is told in a large cluster. `full`: as often as memberlist does. In storms, less often: `shared`: what is
+ * heard again counts as sent, as something follows that reaches whom gossip misses: the death after an
+ * accusation, the own clock after a suspicion, an exchange after a storm of newcomers. `echo`: the same, and seldom,
+ * as hardly anything depends on it: a higher number of somebody alive, or a further accuser, of whom only so many need
+ * to hear as will then give the verdict that everybody hears.
+ */
+export type Spread = "full" | "shared" | "echo";
 
 /** Protects a rumor's memory; the first few tellers are the ones met again soon. */
 const MAX_KNOWN_AT = 8;
 
-/**
- * From this size on, an accusation or death heard again counts as sent: a mass failure is the largest storm of all,
- * and who misses one such message finds out by its own probes.
- */
-const LARGE_CLUSTER = 128;
+/** From this size on storms are so large that redundant gossip is most of their cost. */
+export const LARGE_CLUSTER = 128;
 
 /**
  * Membership broadcasts waiting for gossip (memberlist queue.go and broadcast.go).
@@ -40,29 +54,38 @@ const LARGE_CLUSTER = 128;
  * us the same, the transmission is kept for somebody else: fewer members are missed by the same number of messages.
  */
 export class BroadcastQueue {
-  readonly #queue: TransmitQueue;
-  readonly #rumors = new Map<string, Rumor>();
+  readonly #queue: TransmitOrder<Rumor>;
   /** Place → everything queued up to this sequence is known there. Emptied with the queue. */
   readonly #synced = new Map<string, number>();
   /** Places about to be given our whole state. Bounded by the answers kept back at a time. */
   readonly #held = new Set<string>();
   readonly #retransmitMult: number;
   readonly #skipInformed: boolean;
-  #sequence = 0;
+  readonly #members: { readonly size: number };
   #done: Waiting[] = [];
 
-  constructor(limits: {
-    readonly maxBroadcasts: number;
-    readonly retransmitMult: number;
-    readonly skipInformed: boolean;
-  }) {
+  /** `members` is asked for N. */
+  constructor(
+    limits: {
+      readonly maxBroadcasts: number;
+      readonly retransmitMult: number;
+      readonly skipInformed: boolean;
+    },
+    members: { readonly size: number },
+  ) {
     this.#skipInformed = limits.skipInformed;
     this.#retransmitMult = limits.retransmitMult;
-    this.#queue = new TransmitQueue({ maxEntries: limits.maxBroadcasts }, (name) => this.#gone(name));
+    this.#members = members;
+    this.#queue = new TransmitOrder({ maxEntries: limits.maxBroadcasts }, (rumor) => this.#gone(rumor));
   }
 
   get length(): number {
     return this.#queue.length;
+  }
+
+  /** Sum of their lengths. */
+  get bytes(): number {
+    return this.#queue.bytes;
   }
 
   payloads(): Uint8Array[] {
@@ -76,37 +99,45 @@ export class BroadcastQueue {
 
   /** Marks the present for `synced`. */
   get sequence(): number {
-    return this.#sequence;
+    return this.#queue.latest;
   }
 
-  /** Replaces what is queued under `name`: the member's, or our own address for refutations. */
+  /** Replaces what is queued about `subject`. */
   queue(
-    name: string,
+    subject: Subject,
     claim: Claim,
-    bytes: Uint8Array,
+    payload: Uint8Array,
     heardFrom: string | undefined,
+    spread: Spread = "full",
     waiting?: Waiting,
   ): void {
-    // First the bytes: what they replace reports back through #gone.
-    this.#queue.queue(name, bytes);
-    const knownAt = heardFrom === undefined ? [] : [heardFrom];
-    this.#rumors.set(name, { claim, sequence: ++this.#sequence, knownAt, saved: 0, waiting });
+    const before = subject.rumor;
+    const quietly = spread === "echo" && this.#skipInformed && this.#large();
+    const transmissions = quietly ? Math.floor((this.#limit() * 3) / 4) : 0;
+    if (before !== undefined) this.#queue.remove(before);
+    const knownAt = heardFrom === undefined || this.#large() ? undefined : [heardFrom];
+    const rumor = { subject, claim, payload, knownAt, saved: 0, spread, waiting, order: 0, transmissions };
+    subject.rumor = rumor;
+    subject.heard = 0;
+    this.#queue.add(rumor);
   }
 
-  /** Somebody told us what we are telling: it need not be told. */
-  heardAgain(name: string, claim: Claim, place: string, members: number): void {
-    const rumor = this.#rumors.get(name);
+  /**
+   * Somebody told us what we are telling: it need not be told. A large cluster does this millions of times, so it
+   * touches nothing but the subject; `claim` is what the member list says.
+   */
+  heardAgain(subject: Subject, claim: Claim, place: string): void {
+    const { rumor } = subject;
     if (rumor === undefined) return;
-    if (rumor.claim.type !== claim.type || rumor.claim.incarnation !== claim.incarnation) return;
-    if (rumor.knownAt.length < MAX_KNOWN_AT && !rumor.knownAt.includes(place)) rumor.knownAt.push(place);
-    if (this.#skipInformed && claim.type !== "alive" && members >= LARGE_CLUSTER) {
-      this.#queue.transmitted(name, transmitLimit(this.#retransmitMult, members));
-    }
+    if (this.#large()) subject.heard++;
+    else if (rumor.claim.type !== claim.type || rumor.claim.incarnation !== claim.incarnation) return;
+    else if (rumor.knownAt === undefined) rumor.knownAt = [place];
+    else if (rumor.knownAt.length < MAX_KNOWN_AT && !rumor.knownAt.includes(place)) rumor.knownAt.push(place);
   }
 
   /** Everybody who should know has it by other ways. */
-  drop(name: string): void {
-    this.#queue.delete(name);
+  drop({ rumor }: Subject): void {
+    if (rumor !== undefined) this.#queue.remove(rumor);
   }
 
   /** The place is about to be given our whole state: until `synced` or `release` it is sent no part of it. */
@@ -121,27 +152,20 @@ export class BroadcastQueue {
   /** The place has seen our whole state as it was at `sequence`. */
   synced(place: string, sequence: number): void {
     this.#held.delete(place);
-    if (this.#queue.length > 0) this.#synced.set(place, Math.max(sequence, this.#synced.get(place) ?? 0));
+    if (this.#queue.length > 0) this.#synced.set(place, Math.max(sequence, this.#synced.get(place) ?? -1));
   }
 
   /** Messages for one packet to `place`, each costing its length plus `overheadPerMessage`. */
-  take(budgetBytes: number, overheadPerMessage: number, members: number, place: string): Uint8Array[] {
+  take(budgetBytes: number, overheadPerMessage: number, place: string): Uint8Array[] {
     if (this.#queue.length === 0 || this.#held.has(place)) return [];
-    const limit = transmitLimit(this.#retransmitMult, members);
-    const syncedTo = this.#synced.get(place) ?? 0;
-    const skip = (name: string): "no" | "counted" | "uncounted" => {
-      const rumor = this.#rumors.get(name);
-      if (rumor === undefined) return "no";
-      if (rumor.sequence <= syncedTo) return "counted";
-      if (!rumor.knownAt.includes(place)) return "no";
+    const syncedTo = this.#synced.get(place) ?? -1;
+    const skip = (rumor: Rumor): Skip => {
+      if (rumor.order <= syncedTo) return "counted";
+      if (rumor.knownAt?.includes(place) !== true) return "no";
       return ++rumor.saved > rumor.knownAt.length ? "counted" : "uncounted";
     };
-    const taken = this.#queue.take(
-      budgetBytes,
-      overheadPerMessage,
-      limit,
-      this.#skipInformed ? skip : undefined,
-    );
+    const knowing = this.#skipInformed ? { skip, heard: heardOf } : undefined;
+    const taken = this.#queue.take(budgetBytes, overheadPerMessage, this.#limit(), knowing);
     if (this.#queue.length === 0) this.#synced.clear();
     return taken;
   }
@@ -154,9 +178,23 @@ export class BroadcastQueue {
     return done;
   }
 
-  #gone(name: string): void {
-    const waiting = this.#rumors.get(name)?.waiting;
-    this.#rumors.delete(name);
+  #limit(): number {
+    return transmitLimit(this.#retransmitMult, this.#members.size);
+  }
+
+  #large(): boolean {
+    return this.#members.size >= LARGE_CLUSTER;
+  }
+
+  #gone({ subject, waiting }: Rumor): void {
+    subject.rumor = undefined;
     if (waiting !== undefined) this.#done.push(waiting);
   }
+}
+
+/** Transmissions others made since this was asked last. */
+function heardOf({ subject, spread }: Rumor): number {
+  const { heard } = subject;
+  subject.heard = 0;
+  return spread === "full" ? 0 : heard;
 }

@@ -3,10 +3,10 @@ import { ipFromBytes, subnetContains, type SocketAddr } from "../base/ip.ts";
 import type { Instant } from "../base/time.ts";
 import type { Alive, Dead, Suspect } from "../wire/memberlist/message.ts";
 import type { LeaveReason } from "./boundary.ts";
-import type { Waiting } from "./broadcast-queue.ts";
+import type { Subject, Waiting } from "./broadcast-queue.ts";
 import type { Context } from "./context.ts";
 import { makeIdentity, MemberRecord, type Identity } from "./member.ts";
-import { confirmations, suspicionTerms, type Suspicions } from "./suspicion.ts";
+import { confirmations, suspicionTerms, type Suspicions, type SuspicionTerms } from "./suspicion.ts";
 
 /** What became of an alive claim. */
 export type AliveOutcome =
@@ -41,11 +41,14 @@ const MAX_INCARNATION = 0xffff_ffff;
 /** Which claim about a member wins (memberlist state.go: aliveNode, suspectNode, deadNode, refute). */
 export class Claims {
   readonly #context: Context;
-  readonly #suspicions: Suspicions;
+  readonly #suspicions: Suspicions<MemberRecord>;
+  /** Refutations go under this, not under us: the next accusation must not push them out of the queue. */
+  readonly #refutation: Subject = { rumor: undefined, heard: 0 };
+  #lastTerms: { readonly members: number; readonly terms: SuspicionTerms } | undefined;
   /** Set by Leave: from then on our own death is not refuted. */
   leaving = false;
 
-  constructor(context: Context, suspicions: Suspicions) {
+  constructor(context: Context, suspicions: Suspicions<MemberRecord>) {
     this.#context = context;
     this.#suspicions = suspicions;
   }
@@ -58,7 +61,7 @@ export class Claims {
       this.#context.emit({ type: "member-joined", member: self, returned: false });
     }
     const claim = this.#aliveOf(self);
-    queue.queue(self.name, claim, this.#context.encode(claim), undefined, waiting);
+    queue.queue(self, claim, this.#context.encode(claim), undefined, "full", waiting);
     self.changedAt = now;
   }
 
@@ -85,8 +88,8 @@ export class Claims {
       claim.incarnation <= member.incarnation &&
       member.isAt(claim.addr, port)
     ) {
-      if (via.place !== undefined)
-        context.queue.heardAgain(claim.node, claim, via.place, context.members.size);
+      if (via.place !== undefined && member.state === "alive" && claim.incarnation === member.incarnation)
+        context.queue.heardAgain(member, claim, via.place);
       return "stale";
     }
     if (!this.#acceptable(claim, via)) {
@@ -120,7 +123,7 @@ export class Claims {
       return "refuted";
     }
     if (claim.incarnation <= member.incarnation && !moved && via.proven !== true) return "stale";
-    this.#suspicions.cancel(claim.node);
+    this.#suspicions.cancel(member);
     this.#accept(member, claim, port, returned, now, via);
     return "accepted";
   }
@@ -130,13 +133,19 @@ export class Claims {
     const context = this.#context;
     const member = context.members.get(claim.node);
     if (member === undefined || claim.incarnation < member.incarnation) return false;
-    if (this.#suspicions.get(claim.node) !== undefined) {
-      if (!this.#suspicions.confirm(claim.node, claim.from)) {
-        if (via.place !== undefined)
-          context.queue.heardAgain(claim.node, claim, via.place, context.members.size);
+    if (member.suspicion !== undefined) {
+      if (!this.#suspicions.confirm(member, claim.from)) {
+        if (via.place !== undefined && claim.incarnation === member.incarnation)
+          context.queue.heardAgain(member, claim, via.place);
         return false;
       }
-      context.queue.queue(claim.node, claim, context.encode(claim), via.place);
+      context.queue.queue(
+        member,
+        claim,
+        context.encode(claim),
+        via.place,
+        context.massFailure ? "echo" : "full",
+      );
       return true;
     }
     if (member.state !== "alive") return false;
@@ -144,13 +153,11 @@ export class Claims {
       this.refute(claim.incarnation, now);
       return true;
     }
-    context.queue.queue(claim.node, claim, context.encode(claim), via.place);
+    const spread = context.massFailure ? "shared" : "full";
+    context.queue.queue(member, claim, context.encode(claim), via.place, spread);
     member.incarnation = claim.incarnation;
     context.members.become(member, "suspect", now);
-    // memberlist counts the dead, too, whom it then waits for to confirm: after restarts, which leave dead names, a
-    // small cluster would take three times as long to judge.
-    const terms = suspicionTerms(context.config, context.members.present);
-    this.#suspicions.start(claim.node, claim.from, terms, now);
+    this.#suspicions.start(member, claim.from, this.#terms(), now);
     context.emit({ type: "member-suspected", member, accuser: claim.from });
     return true;
   }
@@ -160,10 +167,11 @@ export class Claims {
     const context = this.#context;
     const member = context.members.get(claim.node);
     if (member === undefined || claim.incarnation < member.incarnation) return false;
-    this.#suspicions.cancel(claim.node);
+    const expected = member.suspicion !== undefined;
+    this.#suspicions.cancel(member);
     if (!member.present) {
-      if (via.place !== undefined)
-        context.queue.heardAgain(claim.node, claim, via.place, context.members.size);
+      if (via.place !== undefined && claim.incarnation === member.incarnation)
+        context.queue.heardAgain(member, claim, via.place);
       return false;
     }
     const aboutUs = member === context.self;
@@ -173,7 +181,8 @@ export class Claims {
     }
     const left = claim.from === claim.node;
     const waiting = aboutUs ? ({ request: 0, what: "leave" } as const) : undefined;
-    context.queue.queue(claim.node, claim, context.encode(claim), via.place, waiting);
+    const spread = expected && context.massFailure ? "shared" : "full";
+    context.queue.queue(member, claim, context.encode(claim), via.place, spread, waiting);
     member.incarnation = claim.incarnation;
     context.members.become(member, left ? "left" : "dead", now);
     context.emit({
@@ -185,10 +194,9 @@ export class Claims {
   }
 
   /** Our verdict on a suspect whose time is up. */
-  timedOut(name: string, now: Instant): void {
-    const suspicion = this.#suspicions.get(name);
-    const member = this.#context.members.get(name);
-    if (suspicion === undefined || member === undefined) return;
+  timedOut(member: MemberRecord, now: Instant): void {
+    const { suspicion } = member;
+    if (suspicion === undefined) return;
     const confirmed = confirmations(suspicion);
     this.#context.count("suspicion.timeout");
     if (confirmed < suspicion.terms.confirmationsWanted) this.#context.count("suspicion.degraded-timeout");
@@ -210,8 +218,7 @@ export class Claims {
     context.awareness.add(1);
     context.count("claims.refutations");
     const claim = this.#aliveOf(self);
-    // Under our address, not our name: the next accusation must not push it out of the queue.
-    context.queue.queue(self.address.ip, claim, context.encode(claim), undefined);
+    context.queue.queue(this.#refutation, claim, context.encode(claim), undefined);
   }
 
   /** What we say about ourselves. */
@@ -224,20 +231,35 @@ export class Claims {
     const before = member.state;
     const oldMeta = member.meta;
     const sameMeta = bytesEqual(oldMeta, claim.meta);
-    if (!sameMeta || !member.isAt(claim.addr, port) || !sameVersions(member, claim)) {
+    const moved = !member.isAt(claim.addr, port);
+    if (!sameMeta || moved || !sameVersions(member, claim)) {
       member.identity = this.#identity(claim, port, member);
     }
     member.incarnation = claim.incarnation;
     if (before !== "alive") context.members.become(member, "alive", now);
     if (via.quiet !== true) {
       const told = claim.port === port ? claim : { ...claim, port };
-      context.queue.queue(claim.node, told, context.encode(told), via.place);
+      const news = before !== "alive" || !sameMeta || moved;
+      const spread = !news ? "echo" : context.joinStorm ? "shared" : "full";
+      context.queue.queue(member, told, context.encode(told), via.place, spread);
     }
     if (before === "dead" || before === "left") context.emit({ type: "member-joined", member, returned });
     else {
       if (before === "suspect") context.emit({ type: "member-recovered", member });
       if (!sameMeta) context.emit({ type: "member-updated", member });
     }
+  }
+
+  /**
+   * memberlist counts the dead, too, whom it then waits for to confirm: after restarts, which leave dead names, a small
+   * cluster would take three times as long to judge. Kept, as thousands of suspicions may begin under the same terms.
+   */
+  #terms(): SuspicionTerms {
+    const { config, members } = this.#context;
+    if (this.#lastTerms?.members !== members.present) {
+      this.#lastTerms = { members: members.present, terms: suspicionTerms(config, members.present) };
+    }
+    return this.#lastTerms.terms;
   }
 
   #aliveOf(member: MemberRecord): Alive {

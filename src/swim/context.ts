@@ -3,7 +3,7 @@ import type { Random } from "../base/random.ts";
 import type { MemberlistMessage, Ping } from "../wire/memberlist/message.ts";
 import { Awareness } from "./awareness.ts";
 import type { SwimEffect, UserBroadcasts } from "./boundary.ts";
-import { BroadcastQueue } from "./broadcast-queue.ts";
+import { BroadcastQueue, LARGE_CLUSTER } from "./broadcast-queue.ts";
 import type { SwimConfig } from "./config.ts";
 import { MemberTable, understandsCrc, type Description, type Identity, type MemberRecord } from "./member.ts";
 import { RoundTrips } from "./rtt.ts";
@@ -41,6 +41,8 @@ export class Context {
   readonly encode: (message: MemberlistMessage) => Uint8Array;
   readonly counters: Record<string, number> = {};
   packetOverhead: number;
+  /** So many join that an exchange will follow: gossip may miss some. */
+  joinStorm = false;
   #effects: SwimEffect[] = [];
   #seqNo = 0;
 
@@ -49,12 +51,18 @@ export class Context {
     this.random = options.random;
     this.self = options.self;
     this.members = new MemberTable(options.random);
-    this.queue = new BroadcastQueue(options.config);
+    this.queue = new BroadcastQueue(options.config, this.members);
     this.userBroadcasts = options.userBroadcasts;
     this.awareness = new Awareness(options.config.awarenessMaxMultiplier);
     this.packetOverhead = options.packetOverhead;
     this.identify = options.identify;
     this.encode = options.encode;
+  }
+
+  /** So many are gone or suspected that news of them is most of all gossip. */
+  get massFailure(): boolean {
+    const absent = this.members.size - this.members.alive;
+    return this.config.skipInformed && this.members.size >= LARGE_CLUSTER && absent > this.members.size / 8;
   }
 
   emit(effect: SwimEffect): void {
@@ -114,7 +122,7 @@ export class Context {
   /** Membership broadcasts first, then the application's, for what a packet already carrying `usedBytes` has left. */
   gossipParts(usedBytes: number, place: string): Uint8Array[] {
     const budget = this.config.udpBufferBytes - COMPOUND_HEAD_BYTES - this.packetOverhead - usedBytes;
-    const parts = this.queue.take(budget, COMPOUND_PART_BYTES, this.members.size, place);
+    const parts = this.queue.take(budget, COMPOUND_PART_BYTES, place);
     if (this.userBroadcasts.length === 0) return usedBytes > 0 ? parts.slice(0, MAX_PARTS - 1) : parts;
     let left = budget;
     for (const part of parts) left -= part.length + COMPOUND_PART_BYTES;

@@ -2,6 +2,7 @@ import { formatSocketAddr, type SocketAddr } from "../base/ip.ts";
 import { after, earliest, type Instant } from "../base/time.ts";
 import type { PushPullNode } from "../wire/memberlist/stream.ts";
 import type { StreamFailure } from "./boundary.ts";
+import { LARGE_CLUSTER } from "./broadcast-queue.ts";
 import type { Claims, Via } from "./claims.ts";
 import type { Context } from "./context.ts";
 import type { MemberRecord } from "./member.ts";
@@ -14,6 +15,8 @@ const UNSCALED_MEMBERS = 32;
 /** So many newcomers heard of by gossip since the last exchange are a storm, in which gossip misses somebody. */
 const STORM = 32;
 const STORM_EXCHANGE_MS = 3_000;
+/** A storm that goes on is not waited for. */
+const STORM_MS = 15_000;
 /** A stranger that pings us has so long to become known by gossip. */
 const STRANGER_PATIENCE_MS = 3_000;
 /** Until the first exchange: what gossip alone tells a newcomer is only news, never the whole. */
@@ -59,6 +62,7 @@ export class Exchanges {
   #nextPeriodicAt: Instant | undefined;
   #exchanged = false;
   #newcomers = 0;
+  #storm: { readonly endsAt: Instant; readonly waitMs: number; moved?: boolean } | undefined;
   #stranger: { readonly name: string; readonly address: SocketAddr; readonly dueAt: Instant } | undefined;
   /** Streams waiting for the answer of their batch. */
   readonly #answers = new Map<number, { readonly join: boolean; readonly place: string | undefined }>();
@@ -91,6 +95,8 @@ export class Exchanges {
     if (this.#nextPeriodicAt !== undefined && now >= this.#nextPeriodicAt) {
       this.#nextPeriodicAt = after(now, this.#periodMs());
       this.#newcomers = 0;
+      this.#storm = undefined;
+      this.#context.joinStorm = false;
       const { members, self } = this.#context;
       const [partner] = members.pick(1, (member) => member.state === "alive" && member !== self);
       if (partner !== undefined) this.#open("periodic", partner.address, false, undefined);
@@ -131,12 +137,29 @@ export class Exchanges {
     this.#open("reconnect", address, true, undefined);
   }
 
-  /** Gossip told of a newcomer. After many of them one exchange comes early: it brings whom gossip forgot. */
+  /** Gossip told of a newcomer. A while after the last of many one exchange comes early: it brings whom gossip forgot. */
   newcomer(now: Instant): void {
     const { config, random } = this.#context;
     if (++this.#newcomers < STORM || config.reconnectIntervalMs === 0) return;
+    if (this.#newcomers === STORM) {
+      const waitMs = STORM_EXCHANGE_MS * (0.5 + random.next());
+      this.#storm = { endsAt: after(now, STORM_MS), waitMs };
+      this.#context.joinStorm = true;
+    }
+    const storm = this.#storm;
     const next = this.#nextPeriodicAt;
-    if (next === undefined || next - now < 2 * STORM_EXCHANGE_MS) return;
+    if (storm === undefined || next === undefined) return;
+    const at = after(now, storm.waitMs);
+    if (at < storm.endsAt && (storm.moved === true || at < next)) {
+      storm.moved = true;
+      this.#nextPeriodicAt = at;
+    }
+  }
+
+  /** An exchange that brought somebody gossip had missed is followed by another, until nothing new comes. */
+  #again(now: Instant): void {
+    const { config, random, members } = this.#context;
+    if (config.reconnectIntervalMs === 0 || members.size < LARGE_CLUSTER) return;
     this.#nextPeriodicAt = after(now, STORM_EXCHANGE_MS * (0.5 + random.next()));
   }
 
@@ -170,12 +193,14 @@ export class Exchanges {
     let disputed: readonly Disputed[] = [];
     if (refused === undefined) {
       this.#firstExchange(now);
+      const before = this.#context.members.alive;
       const quiet = exchange.fresh && this.#wasBatched(nodes) && this.#allListed(nodes);
       const via: Via = { place, quiet };
       // Who joined with us has us in its answer, and the peer tells the others.
-      if (quiet) this.#context.queue.drop(this.#context.self.name);
+      if (quiet) this.#context.queue.drop(this.#context.self);
       disputed = mergeNodes(this.#context, this.#claims, nodes, via, now);
       this.#context.queue.synced(place, exchange.sequence);
+      if (exchange.purpose === "periodic" && this.#context.members.alive > before) this.#again(now);
       if (exchange.request !== undefined) this.#introduce(exchange.request, nodes);
     }
     this.#context.emit({ type: "push-pull-merged", source: { exchange: id }, join, refused });
@@ -335,7 +360,7 @@ export class Exchanges {
     for (const member of members) {
       if (member.state !== "alive" || member === self || listed.has(member.name)) continue;
       const claim = aliveClaim(member);
-      queue.queue(member.name, claim, this.#context.encode(claim), undefined);
+      queue.queue(member, claim, this.#context.encode(claim), undefined);
     }
   }
 

@@ -1,4 +1,5 @@
 import { after, instant, type Instant } from "../base/time.ts";
+import { LARGE_CLUSTER } from "./broadcast-queue.ts";
 import type { Context } from "./context.ts";
 import type { MemberRecord } from "./member.ts";
 
@@ -22,9 +23,8 @@ export class Gossip {
   notice(now: Instant): void {
     if (!this.#pending()) this.#dueAt = undefined;
     else if (this.#dueAt === undefined) {
-      const { gossipDelayMs, busyGossipIntervalMs } = this.#context.config;
-      const soon = after(now, gossipDelayMs);
-      const paced = this.#lastAt === undefined ? soon : after(this.#lastAt, busyGossipIntervalMs);
+      const soon = after(now, this.#context.config.gossipDelayMs);
+      const paced = this.#lastAt === undefined ? soon : after(this.#lastAt, this.#paceMs());
       this.#dueAt = soon > paced ? soon : paced;
     }
   }
@@ -37,16 +37,28 @@ export class Gossip {
   wake(now: Instant): void {
     if (this.#dueAt === undefined || now < this.#dueAt) return;
     const { config, members, self } = this.#context;
+    // In a mass failure those gone are not needed as hearers: whoever of them lives is pinged, as suspect or as dead,
+    // and then has its say.
+    const deaf = this.#context.massFailure;
     const fits = (member: MemberRecord): boolean =>
       member !== self &&
-      (member.present || (member.state === "dead" && now - member.changedAt <= config.gossipToTheDeadMs));
+      (member.state === "alive" ||
+        (!deaf &&
+          (member.state === "suspect" ||
+            (member.state === "dead" && now - member.changedAt <= config.gossipToTheDeadMs))));
     const targets = config.skipInformed
       ? members.nextInTurn(config.gossipNodes, fits)
       : members.pick(config.gossipNodes, fits);
     for (const target of targets) if (this.#pending()) this.#context.sendGossip(target);
     this.#lastAt = now;
-    const paceMs = targets.length > 0 ? config.busyGossipIntervalMs : config.gossipIntervalMs;
-    this.#dueAt = after(now, paceMs);
+    this.#dueAt = after(now, targets.length > 0 ? this.#paceMs() : config.gossipIntervalMs);
+  }
+
+  /** In a large cluster something always waits; there it takes a packet full of it to be in a hurry. */
+  #paceMs(): number {
+    const { config, members, queue } = this.#context;
+    const hurry = members.size < LARGE_CLUSTER || queue.bytes > config.udpBufferBytes;
+    return hurry ? config.busyGossipIntervalMs : config.gossipIntervalMs;
   }
 
   #pending(): boolean {

@@ -2,6 +2,8 @@ import { bytesEqual } from "../base/bytes.ts";
 import { formatSocketAddr, ipFromBytes, type SocketAddr } from "../base/ip.ts";
 import { randomInt, shuffle, type Random } from "../base/random.ts";
 import type { Instant } from "../base/time.ts";
+import type { Rumor, Subject } from "./broadcast-queue.ts";
+import type { Suspect, Suspicion } from "./suspicion.ts";
 
 /** Left: of its own will. Dead: found out. Both are gone, and a suspect is still here. */
 export type MemberState = "alive" | "suspect" | "dead" | "left";
@@ -53,12 +55,18 @@ export function makeIdentity(claim: Description): Identity {
   };
 }
 
-/** The mutable record behind `Member`; only `claims.ts` and `MemberTable` write to it. */
-export class MemberRecord implements Member {
+/**
+ * The mutable record behind `Member`; only `claims.ts` and `MemberTable` write to it. What is under way about a
+ * member hangs on its record, so that a message about it costs one look-up.
+ */
+export class MemberRecord implements Member, Subject, Suspect {
   identity: Identity;
   incarnation: number;
   state: MemberState;
   changedAt: Instant;
+  suspicion: Suspicion<this> | undefined = undefined;
+  rumor: Rumor | undefined = undefined;
+  heard = 0;
 
   constructor(identity: Identity, incarnation: number, state: MemberState, now: Instant) {
     this.identity = identity;

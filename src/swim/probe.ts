@@ -1,4 +1,4 @@
-import { after, earliest, type Instant } from "../base/time.ts";
+import { after, earlier, type Instant } from "../base/time.ts";
 import type { SocketAddr } from "../base/ip.ts";
 import type { Context } from "./context.ts";
 import { understandsCrc, type MemberRecord } from "./member.ts";
@@ -56,7 +56,7 @@ export class Prober {
 
   nextWakeup(): Instant | undefined {
     const probe = this.#probe;
-    return probe === undefined ? this.#nextTickAt : earliest(probe.nextPingAt, probe.endsAt);
+    return probe === undefined ? this.#nextTickAt : earlier(probe.nextPingAt, probe.endsAt);
   }
 
   /** Moves the probe on; an outcome when it ended. */

@@ -1,5 +1,5 @@
 import { formatSocketAddr, type SocketAddr } from "../base/ip.ts";
-import { after, earliest, type Instant } from "../base/time.ts";
+import { after, earlier, type Instant } from "../base/time.ts";
 import type { Ping } from "../wire/memberlist/message.ts";
 import type { Context } from "./context.ts";
 import type { Identity, MemberRecord } from "./member.ts";
@@ -107,7 +107,7 @@ export class Reconnector {
   }
 
   nextWakeup(): Instant | undefined {
-    return earliest(this.#nextAt, this.#nextSeedAt);
+    return earlier(this.#nextAt, this.#nextSeedAt);
   }
 
   wake(now: Instant): void {

@@ -1,4 +1,4 @@
-import { Deadlines } from "../base/deadlines.ts";
+import { DueHeap, type Due } from "../base/deadlines.ts";
 import { after, type Instant } from "../base/time.ts";
 
 /** Lifeguard's dynamic suspicion (memberlist suspicion.go): the more members accuse, the less time is left. */
@@ -35,17 +35,24 @@ export function suspicionTimeoutMs(terms: SuspicionTerms, confirmations: number)
   return Math.max(terms.minMs, Math.floor(terms.maxMs - (terms.maxMs - terms.minMs) * fraction));
 }
 
-export interface Suspicion {
+/** Whoever can be suspected: a member. `suspicion` is written by `Suspicions` alone. */
+export interface Suspect {
+  suspicion: Suspicion<this> | undefined;
+}
+
+export interface Suspicion<S> extends Due {
+  readonly suspect: S;
   readonly terms: SuspicionTerms;
   readonly startedAt: Instant;
   /** The first accuser, then those that confirmed; at most `confirmationsWanted` + 1. */
-  readonly accusers: string[];
+  accusers: readonly string[];
+  /** Confirmations still wanted. */
+  left: number;
 }
 
-/** All running suspicions by member. Bounded by the member table. */
-export class Suspicions {
-  readonly #running = new Map<string, Suspicion>();
-  readonly #deadlines = new Deadlines<string>();
+/** All running suspicions; each is found at its member. Bounded by the member table. */
+export class Suspicions<S extends Suspect> {
+  readonly #deadlines = new DueHeap<Suspicion<S>>();
   /** Verdicts are looked at so much earlier than they are due. */
   readonly #leadMs: number;
 
@@ -53,38 +60,40 @@ export class Suspicions {
     this.#leadMs = leadMs;
   }
 
-  get size(): number {
-    return this.#running.size;
-  }
-
-  get(name: string): Suspicion | undefined {
-    return this.#running.get(name);
-  }
-
-  start(name: string, accuser: string, terms: SuspicionTerms, now: Instant): void {
-    this.#running.set(name, { terms, startedAt: now, accusers: [accuser] });
-    this.#schedule(name, suspicionTimeoutMs(terms, 0), now);
+  start(suspect: S, accuser: string, terms: SuspicionTerms, now: Instant): void {
+    this.cancel(suspect);
+    const suspicion: Suspicion<S> = {
+      suspect,
+      terms,
+      startedAt: now,
+      accusers: [accuser],
+      left: terms.confirmationsWanted,
+      dueAt: now,
+      heapIndex: -1,
+    };
+    suspect.suspicion = suspicion;
+    this.#schedule(suspicion, 0);
   }
 
   /** Counts an accuser; whether it was news. */
-  confirm(name: string, accuser: string): boolean {
-    const suspicion = this.#running.get(name);
-    if (suspicion === undefined || confirmations(suspicion) >= suspicion.terms.confirmationsWanted)
-      return false;
-    if (suspicion.accusers.includes(accuser)) return false;
-    suspicion.accusers.push(accuser);
-    const timeoutMs = suspicionTimeoutMs(suspicion.terms, confirmations(suspicion));
-    this.#schedule(name, timeoutMs, suspicion.startedAt);
+  confirm({ suspicion }: S, accuser: string): boolean {
+    if (suspicion === undefined || suspicion.left === 0 || suspicion.accusers.includes(accuser)) return false;
+    suspicion.left--;
+    // A new array has no room to spare; there may be thousands of suspicions.
+    suspicion.accusers = [...suspicion.accusers, accuser];
+    this.#schedule(suspicion, confirmations(suspicion));
     return true;
   }
 
-  cancel(name: string): void {
-    if (this.#running.delete(name)) this.#deadlines.delete(name);
+  cancel(suspect: S): void {
+    if (suspect.suspicion === undefined) return;
+    this.#deadlines.delete(suspect.suspicion);
+    suspect.suspicion = undefined;
   }
 
   /** Looks at a running one again at `at`, whatever it was due. */
-  postpone(name: string, at: Instant): void {
-    if (this.#running.has(name)) this.#deadlines.set(name, at);
+  postpone({ suspicion }: S, at: Instant): void {
+    if (suspicion !== undefined) this.#deadlines.set(suspicion, at);
   }
 
   /** This node stood still for so long: nobody had a chance to refute meanwhile. */
@@ -93,20 +102,21 @@ export class Suspicions {
   }
 
   /** Those to be judged now. They keep running until cancelled. */
-  takeDue(now: Instant): string[] {
-    return this.#deadlines.takeDue(now);
+  takeDue(now: Instant): S[] {
+    return this.#deadlines.takeDue(now).map(({ suspect }) => suspect);
   }
 
   nextWakeup(): Instant | undefined {
     return this.#deadlines.earliest();
   }
 
-  #schedule(name: string, timeoutMs: number, startedAt: Instant): void {
-    this.#deadlines.set(name, after(startedAt, timeoutMs - Math.min(this.#leadMs, timeoutMs)));
+  #schedule(suspicion: Suspicion<S>, confirmations: number): void {
+    const timeoutMs = suspicionTimeoutMs(suspicion.terms, confirmations);
+    this.#deadlines.set(suspicion, after(suspicion.startedAt, timeoutMs - Math.min(this.#leadMs, timeoutMs)));
   }
 }
 
 /** Accusers other than the first. */
-export function confirmations(suspicion: Suspicion): number {
+export function confirmations(suspicion: { readonly accusers: readonly string[] }): number {
   return suspicion.accusers.length - 1;
 }

@@ -1,7 +1,7 @@
 import { assert, unreachable } from "../base/assert.ts";
 import { formatSocketAddr, type SocketAddr } from "../base/ip.ts";
 import type { Random } from "../base/random.ts";
-import { after, earliest, type Instant } from "../base/time.ts";
+import { after, earlier, type Instant } from "../base/time.ts";
 import { encodeMessage, type Alive, type MemberlistMessage } from "../wire/memberlist/message.ts";
 import type { PushPullNode } from "../wire/memberlist/stream.ts";
 import { Announcements } from "./announcements.ts";
@@ -60,7 +60,7 @@ export interface SwimOptions {
 export class Swim {
   readonly #context: Context;
   readonly #claims: Claims;
-  readonly #suspicions: Suspicions;
+  readonly #suspicions: Suspicions<MemberRecord>;
   readonly #streamPings: StreamPings;
   readonly #prober: Prober;
   readonly #verifier: Verifier;
@@ -181,23 +181,20 @@ export class Swim {
 
   /** When to call `handle({ type: "wake" })` next; undefined before `start`. Ask again when a user broadcast was queued. */
   nextWakeup(): Instant | undefined {
-    return earliest(this.#expectedAt, this.#gossip.nextWakeup());
+    return earlier(this.#expectedAt, this.#gossip.nextWakeup());
   }
 
   #earliestDeadline(): Instant | undefined {
-    return earliest(
-      this.#prober.nextWakeup(),
-      this.#suspicions.nextWakeup(),
-      this.#verifier.nextWakeup(),
-      this.#streamPings.nextWakeup(),
-      this.#relay.nextWakeup(),
-      this.#gossip.nextWakeup(),
-      this.#exchanges.nextWakeup(),
-      this.#reconnector.nextWakeup(),
-      this.#moves.nextWakeup(),
-      this.#announcements.nextWakeup(),
-      this.#sweepAt,
-    );
+    let at = earlier(this.#sweepAt, this.#prober.nextWakeup());
+    at = earlier(at, this.#suspicions.nextWakeup());
+    at = earlier(at, this.#verifier.nextWakeup());
+    at = earlier(at, this.#streamPings.nextWakeup());
+    at = earlier(at, this.#relay.nextWakeup());
+    at = earlier(at, this.#gossip.nextWakeup());
+    at = earlier(at, this.#exchanges.nextWakeup());
+    at = earlier(at, this.#reconnector.nextWakeup());
+    at = earlier(at, this.#moves.nextWakeup());
+    return earlier(at, this.#announcements.nextWakeup());
   }
 
   /** This node. */
@@ -248,7 +245,7 @@ export class Swim {
         readonly maxMs: number;
       }
     | undefined {
-    const suspicion = this.#suspicions.get(name);
+    const suspicion = this.#context.members.get(name)?.suspicion;
     if (suspicion === undefined) return undefined;
     const { minMs, maxMs, confirmationsWanted: wanted } = suspicion.terms;
     return { confirmations: confirmations(suspicion), wanted, minMs, maxMs };
@@ -285,7 +282,7 @@ export class Swim {
     this.#streamPings.wake(now);
     this.#verdicts.probed(this.#prober.wake(now), now);
     for (const verdict of this.#verifier.wake(now)) this.#verdicts.looked(verdict, now);
-    for (const name of this.#suspicions.takeDue(now)) this.#verdicts.timeIsUp(name, now);
+    for (const suspect of this.#suspicions.takeDue(now)) this.#verdicts.timeIsUp(suspect, now);
     this.#relay.wake(now);
     this.#exchanges.wake(now);
     this.#reconnector.wake(now);

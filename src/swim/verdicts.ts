@@ -13,7 +13,7 @@ import type { Verdict, Verifier } from "./verify.ts";
 
 export interface VerdictParts {
   readonly claims: Claims;
-  readonly suspicions: Suspicions;
+  readonly suspicions: Suspicions<MemberRecord>;
   readonly verifier: Verifier;
   readonly exchanges: Exchanges;
   readonly moves: Moves;
@@ -41,10 +41,9 @@ export class Verdicts {
   }
 
   /** A suspicion ran out: look once more before judging. */
-  timeIsUp(name: string, now: Instant): void {
-    const member = this.#context.members.get(name);
-    if (member !== undefined && this.#parts.verifier.begin(member, "shared", now)) return;
-    this.#parts.claims.timedOut(name, now);
+  timeIsUp(suspect: MemberRecord, now: Instant): void {
+    if (this.#parts.verifier.begin(suspect, "shared", now)) return;
+    this.#parts.claims.timedOut(suspect, now);
   }
 
   /** The last look at a member is over. */
@@ -52,11 +51,11 @@ export class Verdicts {
     const { claims, suspicions, exchanges } = this.#parts;
     const member = this.#context.members.get(name);
     if (member?.present !== true) return;
-    const suspicion = suspicions.get(name);
+    const { suspicion } = member;
     if (answered) {
       if (suspicion === undefined) return;
       this.#context.count("verify.answered");
-      suspicions.start(name, this.#context.self.name, suspicion.terms, now);
+      suspicions.start(member, this.#context.self.name, suspicion.terms, now);
       return exchanges.refresh(member);
     }
     if (suspicion === undefined) return this.#suspect(member, now);
@@ -65,9 +64,9 @@ export class Verdicts {
     const mayWait = now - suspicion.startedAt < suspicion.terms.maxMs + config.holdVerdictsMs;
     if (config.holdVerdictsMs > 0 && ownWordOnly && mayWait && this.#ownLink.doubtful) {
       this.#context.count("verify.held");
-      return suspicions.postpone(name, after(now, awareness.scale(config.probeIntervalMs) / 2));
+      return suspicions.postpone(member, after(now, awareness.scale(config.probeIntervalMs) / 2));
     }
-    claims.timedOut(name, now);
+    claims.timedOut(member, now);
   }
 
   /** Its own kernel said so, twice. */

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import fc from "fast-check";
-import { Deadlines } from "../../src/base/deadlines.ts";
+import { Deadlines, DueHeap, type Due } from "../../src/base/deadlines.ts";
 import { after, earliest, elapsed, instant, type Instant } from "../../src/base/time.ts";
 
 type Action =
@@ -46,6 +46,41 @@ test("deadlines do what a plain map searched from end to end does", () => {
         assert.equal(deadlines.earliest(), model.size === 0 ? undefined : Math.min(...model.values()));
         for (const key of [0, 5, 12]) assert.equal(deadlines.get(key), model.get(key));
       }
+    }),
+  );
+});
+
+test("deadlines kept in their items are the same", () => {
+  fc.assert(
+    fc.property(fc.array(action, { maxLength: 300 }), (actions) => {
+      const heap = new DueHeap<Due>();
+      const deadlines = new Deadlines<Due>();
+      const items = Array.from({ length: 13 }, (): Due => ({ dueAt: instant(0), heapIndex: -1 }));
+      for (const step of actions) {
+        if (step.type === "take") {
+          const now = instant(step.now);
+          const due = heap.takeDue(now);
+          const times = due.map((item) => item.dueAt);
+          assert.deepEqual(
+            times,
+            [...times].sort((a, b) => a - b),
+          );
+          assert.deepEqual(new Set(due), new Set(deadlines.takeDue(now)));
+        } else {
+          const item = items[step.key];
+          assert.ok(item !== undefined);
+          if (step.type === "delete") assert.equal(heap.delete(item), deadlines.delete(item));
+          else {
+            heap.set(item, instant(step.at));
+            deadlines.set(item, instant(step.at));
+          }
+        }
+        assert.equal(heap.size, deadlines.size);
+        assert.equal(heap.earliest(), deadlines.earliest());
+      }
+      const earliest = heap.earliest();
+      heap.shift(5);
+      assert.equal(heap.earliest(), earliest === undefined ? undefined : after(earliest, 5));
     }),
   );
 });

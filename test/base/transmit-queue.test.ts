@@ -1,7 +1,12 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import fc from "fast-check";
-import { TransmitQueue, transmitLimit } from "../../src/base/transmit-queue.ts";
+import {
+  TransmitOrder,
+  TransmitQueue,
+  transmitLimit,
+  type Broadcast,
+} from "../../src/base/transmit-queue.ts";
 
 test("fewest transmissions first, then the longest that fits, then the newest", () => {
   const queue = new TransmitQueue({ maxEntries: 10 });
@@ -95,6 +100,87 @@ test("any sequence of operations matches a list sorted anew for every packet", (
         }
         assert.equal(queue.length, model.length);
       });
+    }),
+  );
+});
+
+test("entries removed or sent by others leave nothing behind, however they are mixed", () => {
+  const LIMIT = 4;
+  const operation = fc.oneof(
+    {
+      weight: 3,
+      arbitrary: fc.record({ type: fc.constant("add" as const), which: fc.integer({ min: 1, max: 9 }) }),
+    },
+    {
+      weight: 3,
+      arbitrary: fc.record({
+        type: fc.constantFrom("sent", "remove", "skip"),
+        which: fc.integer({ min: 0, max: 99 }),
+      }),
+    },
+    {
+      weight: 1,
+      arbitrary: fc.record({ type: fc.constant("take" as const), which: fc.integer({ min: 0, max: 30 }) }),
+    },
+  );
+  fc.assert(
+    fc.property(fc.array(operation, { maxLength: 200 }), (operations) => {
+      const gone: Broadcast[] = [];
+      const heard = new Map<Broadcast, number>();
+      let added = 0;
+      const queue = new TransmitOrder<Broadcast>({ maxEntries: 40 }, (entry) => void gone.push(entry));
+      let model: { readonly entry: Broadcast; sent: number; readonly id: number }[] = [];
+      const skipped = new Set<Broadcast>();
+      operations.forEach(({ type, which }, id) => {
+        const chosen = model[which % Math.max(1, model.length)];
+        if (type === "add") {
+          const entry = { payload: message(id, which), order: 0, transmissions: 0 };
+          if (model.length < 40) {
+            queue.add(entry);
+            added++;
+            model.push({ entry, sent: 0, id });
+          }
+        } else if (type === "take") {
+          const sorted = [...model].sort(
+            (a, b) => a.sent - b.sent || b.entry.payload.length - a.entry.payload.length || b.id - a.id,
+          );
+          let left = which;
+          const expected: Uint8Array[] = [];
+          for (const each of sorted) {
+            if (each.sent >= LIMIT) continue;
+            if (each.entry.payload.length > left || skipped.has(each.entry)) continue;
+            left -= each.entry.payload.length;
+            expected.push(each.entry.payload);
+            each.sent++;
+          }
+          const taken = queue.take(which, 0, LIMIT, {
+            skip: (entry) => (skipped.has(entry) ? "uncounted" : "no"),
+            heard(entry) {
+              const times = heard.get(entry) ?? 0;
+              heard.delete(entry);
+              return times;
+            },
+          });
+          assert.deepEqual(taken, expected);
+        } else if (chosen !== undefined && type === "sent") {
+          chosen.sent++;
+          heard.set(chosen.entry, (heard.get(chosen.entry) ?? 0) + 1);
+        } else if (chosen !== undefined && type === "remove") {
+          chosen.sent = LIMIT;
+          queue.remove(chosen.entry);
+        } else if (chosen !== undefined) skipped.add(chosen.entry);
+        model = model.filter((each) => !gone.includes(each.entry));
+        assert.equal(queue.length, added - gone.length);
+        assert.equal(queue.payloads().length, queue.length);
+        assert.equal(
+          queue.bytes,
+          model.reduce((sum, each) => sum + each.entry.payload.length, 0),
+        );
+      });
+      for (let round = 0; round < LIMIT; round++) queue.take(Infinity, 0, LIMIT);
+      assert.equal(queue.length, 0);
+      assert.equal(new Set(gone).size, added, "told of each that left");
+      assert.equal(gone.length, added, "once");
     }),
   );
 });

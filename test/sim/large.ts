@@ -60,7 +60,9 @@ class Meter {
     const members = world.hosts.length;
     const perMember = (value: number): string => Math.round(value / members).toLocaleString("en");
     const after =
-      took === undefined ? `not within ${PHASE_MS / 1_000} s` : `after ${(took / 1_000).toFixed(2)} s`;
+      took === undefined
+        ? `not within ${PHASE_MS / 1_000} s (${world.disagreement()})`
+        : `after ${(took / 1_000).toFixed(2)} s`;
     this.#report(
       `${what}: all agree ${after}; per member ${perMember(world.packets - this.#packets)} packets, ` +
         `${perMember((world.bytes - this.#bytes) / 1_000)} kB uncompressed; ` +

@@ -24,7 +24,7 @@ export class Network {
   readonly conditions: NetworkConditions;
   readonly #random: Random;
   /** Hosts in different groups do not reach each other. */
-  readonly #group = new Map<number, number>();
+  readonly #group: number[] = [];
   /** "from>to" cut, whatever the way back does. */
   readonly #cut = new Set<string>();
   readonly #loss = new Map<number, number>();
@@ -35,15 +35,15 @@ export class Network {
   }
 
   reaches(from: number, to: number): boolean {
-    if ((this.#group.get(from) ?? 0) !== (this.#group.get(to) ?? 0)) return false;
+    if ((this.#group[from] ?? 0) !== (this.#group[to] ?? 0)) return false;
     return this.#cut.size === 0 || !this.#cut.has(`${from}>${to}`);
   }
 
   /** Those not named stay in group 0. */
   partition(groups: readonly (readonly number[])[]): void {
-    this.#group.clear();
+    this.#group.length = 0;
     groups.forEach((hosts, index) => {
-      for (const host of hosts) this.#group.set(host, index + 1);
+      for (const host of hosts) this.#group[host] = index + 1;
     });
   }
 
@@ -57,7 +57,7 @@ export class Network {
   }
 
   heal(): void {
-    this.#group.clear();
+    this.#group.length = 0;
     this.#cut.clear();
     this.#loss.clear();
   }

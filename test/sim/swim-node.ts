@@ -1,7 +1,7 @@
 import { Deadlines } from "../../src/base/deadlines.ts";
 import { DecodeError } from "../../src/base/error.ts";
 import type { SocketAddr } from "../../src/base/ip.ts";
-import { after, earliest, type Instant } from "../../src/base/time.ts";
+import { after, earlier, type Instant } from "../../src/base/time.ts";
 import type { StreamFailure, SwimEffect, SwimInput } from "../../src/swim/boundary.ts";
 import type { Member } from "../../src/swim/member.ts";
 import { Swim, type SwimOptions } from "../../src/swim/swim.ts";
@@ -63,6 +63,12 @@ interface Whole extends Payload {
 export function byReference(): Carrier {
   const bytesOf = new WeakMap<MemberlistMessage, KnownBytes>();
   const encode = (message: MemberlistMessage): Uint8Array => {
+    if (message.type !== "alive" && message.type !== "suspect" && message.type !== "dead") {
+      // Said once, to one.
+      const bytes = new KnownBytes(encodeMessage(message));
+      bytes.message = message;
+      return bytes;
+    }
     let bytes = bytesOf.get(message);
     if (bytes === undefined) {
       bytes = new KnownBytes(encodeMessage(message));
@@ -117,7 +123,7 @@ export class SwimNode implements SimNode {
   }
 
   nextWakeup(): Instant | undefined {
-    return earliest(this.swim.nextWakeup(), this.#deadlines.earliest());
+    return earlier(this.swim.nextWakeup(), this.#deadlines.earliest());
   }
 
   members(): Iterable<Member> {

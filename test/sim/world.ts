@@ -121,6 +121,8 @@ export class World {
   readonly #make: WorldOptions["make"];
   readonly #events = new EventHeap<Event>();
   readonly #byPlace = new Map<string, Host>();
+  /** The same by the address object: large worlds share these. */
+  readonly #byAddress = new WeakMap<SocketAddr, Host>();
   readonly #byName = new Map<string, Host>();
   #now = 0;
 
@@ -379,6 +381,14 @@ export class World {
     this.onEvent?.(host, effect);
   }
 
+  #at(address: SocketAddr): Host | undefined {
+    const known = this.#byAddress.get(address);
+    if (known !== undefined) return known;
+    const host = this.#byPlace.get(`${address.ip}:${address.port}`);
+    if (host !== undefined) this.#byAddress.set(address, host);
+    return host;
+  }
+
   #account(host: Host, bytes: number): void {
     this.packets++;
     this.bytes += bytes;
@@ -388,7 +398,7 @@ export class World {
 
   #sendPacket(host: Host, to: SocketAddr, bytes: Payload): void {
     this.#account(host, bytes.length + DATAGRAM_HEADER_BYTES);
-    const target = this.#byPlace.get(`${to.ip}:${to.port}`);
+    const target = this.#at(to);
     if (target === undefined || bytes.length > this.network.conditions.mtu) return;
     const copies = this.network.duplicates() ? 2 : 1;
     for (let copy = 0; copy < copies; copy++) {
@@ -404,7 +414,7 @@ export class World {
   }
 
   #dial(host: Host, stream: number, to: SocketAddr, timeoutMs: number): void {
-    const target = this.#byPlace.get(`${to.ip}:${to.port}`) ?? host;
+    const target = this.#at(to) ?? host;
     const connection: Connection = {
       dialler: { host, life: host.life, stream, open: true, lastAt: 0 },
       acceptor: { host: target, life: target.life, stream: undefined, open: true, lastAt: 0 },

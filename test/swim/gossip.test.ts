@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { toHex } from "../../src/base/bytes.ts";
 import type { UserBroadcasts } from "../../src/swim/boundary.ts";
-import { BroadcastQueue } from "../../src/swim/broadcast-queue.ts";
+import { BroadcastQueue, type Subject } from "../../src/swim/broadcast-queue.ts";
 import { decodeMessage, type Ping } from "../../src/wire/memberlist/message.ts";
 import { addressOf, aliveOf, LoneNode, only, sent, VSN } from "./lone-node.ts";
 
@@ -87,39 +87,44 @@ test("checksums go to those who understand them, and only in gossip", () => {
 });
 
 test("whoever told us something is not told it", () => {
-  const queue = new BroadcastQueue(LIMITS);
-  queue.queue("x", ALIVE, Uint8Array.of(1), "a");
-  queue.heardAgain("x", ALIVE, "b", 10);
-  queue.heardAgain("x", { type: "alive", incarnation: 0 }, "c", 10);
-  assert.deepEqual(queue.take(100, 2, 10, "a"), []);
-  assert.deepEqual(queue.take(100, 2, 10, "b"), []);
+  const queue = new BroadcastQueue(LIMITS, { size: 10 });
+  const x: Subject = { rumor: undefined, heard: 0 };
+  queue.queue(x, ALIVE, Uint8Array.of(1), "a");
+  queue.heardAgain(x, ALIVE, "b");
+  queue.heardAgain(x, { type: "alive", incarnation: 0 }, "c");
+  assert.deepEqual(queue.take(100, 2, "a"), []);
+  assert.deepEqual(queue.take(100, 2, "b"), []);
   // Neither counted: four members still hear it twice each.
-  for (let round = 0; round < 8; round++) assert.equal(queue.take(100, 2, 10, "c").length, 1, `${round}`);
+  for (let round = 0; round < 8; round++) assert.equal(queue.take(100, 2, "c").length, 1, `${round}`);
   assert.equal(queue.length, 0);
 });
 
 test("where everybody knows, a broadcast still ends", () => {
-  const queue = new BroadcastQueue(LIMITS);
-  queue.queue("x", ALIVE, Uint8Array.of(1), "a");
-  for (let round = 0; round < 20; round++) assert.deepEqual(queue.take(100, 2, 2, "a"), []);
+  const queue = new BroadcastQueue(LIMITS, { size: 2 });
+  const x: Subject = { rumor: undefined, heard: 0 };
+  queue.queue(x, ALIVE, Uint8Array.of(1), "a");
+  for (let round = 0; round < 20; round++) assert.deepEqual(queue.take(100, 2, "a"), []);
   assert.equal(queue.length, 0);
 });
 
 test("an exchange of the whole state spares its partner what was queued before", () => {
-  const queue = new BroadcastQueue(LIMITS);
-  queue.queue("x", ALIVE, Uint8Array.of(1), undefined);
+  const queue = new BroadcastQueue(LIMITS, { size: 10 });
+  const x: Subject = { rumor: undefined, heard: 0 };
+  const y: Subject = { rumor: undefined, heard: 0 };
+  queue.queue(x, ALIVE, Uint8Array.of(1), undefined);
   queue.synced("a", queue.sequence);
-  queue.queue("y", ALIVE, Uint8Array.of(2, 2), undefined);
-  assert.deepEqual(queue.take(100, 2, 10, "a").map(toHex), ["0202"]);
-  assert.deepEqual(queue.take(100, 2, 10, "b").map(toHex), ["01", "0202"].reverse());
+  queue.queue(y, ALIVE, Uint8Array.of(2, 2), undefined);
+  assert.deepEqual(queue.take(100, 2, "a").map(toHex), ["0202"]);
+  assert.deepEqual(queue.take(100, 2, "b").map(toHex), ["01", "0202"].reverse());
 });
 
 test("what waits for a broadcast hears when it is out, or was replaced", () => {
-  const queue = new BroadcastQueue(LIMITS);
-  queue.queue("x", ALIVE, Uint8Array.of(1), undefined, { request: 1, what: "meta" });
-  queue.queue("x", ALIVE, Uint8Array.of(2), undefined, { request: 2, what: "meta" });
+  const queue = new BroadcastQueue(LIMITS, { size: 5 });
+  const x: Subject = { rumor: undefined, heard: 0 };
+  queue.queue(x, ALIVE, Uint8Array.of(1), undefined, "full", { request: 1, what: "meta" });
+  queue.queue(x, ALIVE, Uint8Array.of(2), undefined, "full", { request: 2, what: "meta" });
   assert.deepEqual(queue.takeDone(), [{ request: 1, what: "meta" }]);
-  for (let sends = 0; sends < 4; sends++) queue.take(100, 2, 5, "a");
+  for (let sends = 0; sends < 4; sends++) queue.take(100, 2, "a");
   assert.deepEqual(queue.takeDone(), [{ request: 2, what: "meta" }]);
   assert.deepEqual(queue.takeDone(), []);
 });

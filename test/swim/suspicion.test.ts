@@ -5,7 +5,11 @@ import { Awareness } from "../../src/swim/awareness.ts";
 import { LAN, LOCAL, swimConfig, WAN } from "../../src/swim/config.ts";
 import { OwnLink } from "../../src/swim/own-link.ts";
 import { RoundTrips } from "../../src/swim/rtt.ts";
-import { Suspicions, suspicionTerms, suspicionTimeoutMs } from "../../src/swim/suspicion.ts";
+import { Suspicions, suspicionTerms, suspicionTimeoutMs, type Suspect } from "../../src/swim/suspicion.ts";
+
+interface Named extends Suspect {
+  readonly name: string;
+}
 
 test("suspicion times are memberlist's for every cluster size", () => {
   const expected: readonly (readonly [number, number, number, number])[] = [
@@ -31,33 +35,36 @@ test("each confirmation takes its share of the time, and the last leaves the lea
 });
 
 test("only new accusers count, and only as many as wanted", () => {
-  const suspicions = new Suspicions(0);
-  suspicions.start("x", "a", suspicionTerms(LAN, 10), instant(0));
-  assert.equal(suspicions.confirm("x", "a"), false);
-  assert.equal(suspicions.confirm("x", "b"), true);
-  assert.equal(suspicions.confirm("x", "b"), false);
-  assert.equal(suspicions.confirm("x", "c"), true);
-  assert.equal(suspicions.confirm("x", "d"), false);
+  const suspicions = new Suspicions<Named>(0);
+  const x: Named = { name: "x", suspicion: undefined };
+  suspicions.start(x, "a", suspicionTerms(LAN, 10), instant(0));
+  assert.equal(suspicions.confirm(x, "a"), false);
+  assert.equal(suspicions.confirm(x, "b"), true);
+  assert.equal(suspicions.confirm(x, "b"), false);
+  assert.equal(suspicions.confirm(x, "c"), true);
+  assert.equal(suspicions.confirm(x, "d"), false);
   assert.equal(suspicions.nextWakeup(), 4_000);
   assert.deepEqual(suspicions.takeDue(instant(3_999)), []);
-  assert.deepEqual(suspicions.takeDue(instant(4_000)), ["x"]);
+  assert.deepEqual(suspicions.takeDue(instant(4_000)), [x]);
 });
 
 test("a confirmation that comes after the shorter time has passed makes the verdict due at once", () => {
-  const suspicions = new Suspicions(0);
-  suspicions.start("x", "a", suspicionTerms(LAN, 10), instant(0));
+  const suspicions = new Suspicions<Named>(0);
+  const x: Named = { name: "x", suspicion: undefined };
+  suspicions.start(x, "a", suspicionTerms(LAN, 10), instant(0));
   assert.deepEqual(suspicions.takeDue(instant(10_000)), []);
-  suspicions.confirm("x", "b");
-  suspicions.confirm("x", "c");
-  assert.deepEqual(suspicions.takeDue(instant(10_000)), ["x"]);
+  suspicions.confirm(x, "b");
+  suspicions.confirm(x, "c");
+  assert.deepEqual(suspicions.takeDue(instant(10_000)), [x]);
 });
 
 test("time this node slept through is given back to suspects", () => {
-  const suspicions = new Suspicions(0);
-  suspicions.start("x", "a", suspicionTerms(LAN, 2), instant(0));
+  const suspicions = new Suspicions<Named>(0);
+  const x: Named = { name: "x", suspicion: undefined };
+  suspicions.start(x, "a", suspicionTerms(LAN, 2), instant(0));
   suspicions.shift(30_000);
   assert.deepEqual(suspicions.takeDue(instant(33_999)), []);
-  assert.deepEqual(suspicions.takeDue(instant(34_000)), ["x"]);
+  assert.deepEqual(suspicions.takeDue(instant(34_000)), [x]);
 });
 
 test("the health score stays within its levels and scales time", () => {
