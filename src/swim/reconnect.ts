@@ -78,6 +78,10 @@ export class Reconnector {
     const { config } = this.#context;
     if (config.reconnectIntervalMs === 0) return;
     const { identity, incarnation } = member;
+    // It restarted under another name: that one would log every ping for the old name, for as long as we remember it.
+    for (const other of this.#context.members) {
+      if (other.state === "alive" && other !== member && other.identity.place === identity.place) return;
+    }
     this.#departed.delete(identity.place);
     if (this.#departed.size >= config.maxDeparted) this.#forgetOldest();
     this.#departed.set(identity.place, { identity, incarnation, diedAt: now });
