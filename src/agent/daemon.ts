@@ -285,7 +285,7 @@ async function joinUntilAnswered(
     const targets = [...(await resolveSeeds(config, log)), ...remembered].filter(
       (target) => target.ip !== config.advertise.ip || target.port !== config.advertise.port,
     );
-    const results = targets.length === 0 ? [] : await agent.loop.join(targets, JOIN_TIMEOUT_MS);
+    const results = targets.length === 0 ? [] : await agent.loop.join(targets, JOIN_TIMEOUT_MS, true);
     const worked = results.filter((result) => result.failure === undefined);
     if (worked.length > 0) {
       log.info({}, `joined through ${worked.map((result) => formatSocketAddr(result.address)).join(", ")}`);

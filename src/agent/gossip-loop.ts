@@ -141,8 +141,11 @@ export class GossipLoop {
     });
   }
 
-  /** One result an address, once all have one or `timeoutMs` is over. */
-  join(addresses: readonly SocketAddr[], timeoutMs: number): Promise<JoinResult[]> {
+  /**
+   * One result an address, once all have one or `timeoutMs` is over. With `keepTrying` an address is tried again, for
+   * good, whenever nobody is seen there: a whole swarm may restart under new names and know nobody of us.
+   */
+  join(addresses: readonly SocketAddr[], timeoutMs: number, keepTrying = false): Promise<JoinResult[]> {
     const request = this.#nextRequest++;
     return new Promise((resolve) => {
       const timer = setTimeout(
@@ -156,7 +159,7 @@ export class GossipLoop {
           resolve(results);
         },
       });
-      this.step({ type: "swim", input: { type: "join", request, addresses } });
+      this.step({ type: "swim", input: { type: "join", request, addresses, keepTrying } });
     });
   }
 
