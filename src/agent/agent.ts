@@ -55,6 +55,9 @@ export interface Dependent {
 const LEARNING_MS = 2_000;
 /** How long a restarted agent keeps forwarding entries it cannot account for, waiting for its peers' tables. */
 const PRUNE_HOLD_MS = 30_000;
+/** How long leaving a network waits for its last deletes to be gossiped, and how often it looks. */
+const LEAVE_PATIENCE_MS = 5_000;
+const LEAVE_CHECK_MS = 200;
 
 /**
  * The daemon's state in one place: what the gossip says, which endpoints are here, and the reconciler between them.
@@ -77,6 +80,9 @@ export class Agent {
   readonly #inSync = new Set<NetworkId>();
   /** Rows we have put and not deleted. */
   readonly #published = new Map<string, OwnRow>();
+  /** Networks without an endpoint that we are still on. */
+  readonly #unusedSince = new Map<NetworkId, Instant>();
+  #leaveTimer: NodeJS.Timeout | undefined;
   /** Whether somebody could tell us the tables: a join worked, or there is nobody to join. */
   #heardAt: Instant | undefined;
   #mtu: { readonly at: Instant; readonly bytes: number } | undefined;
@@ -462,10 +468,27 @@ export class Agent {
     }
   }
 
+  /**
+   * Leaves networks without an endpoint, each once its deletes have been gossiped: a dockerd that hears of the leave
+   * first deletes our rows by itself, and complains when the deletes reach it after we have joined again.
+   */
   #leaveUnused(): void {
     const used = this.endpoints.networks();
-    for (const { network, leaving } of this.loop.node.networkDb.attachments()) {
+    for (const network of used) this.#unusedSince.delete(network);
+    const { networkDb } = this.loop.node;
+    for (const { network, leaving, ownQueue } of networkDb.attachments()) {
       if (leaving || used.has(network)) continue;
+      const since = this.#unusedSince.get(network) ?? this.loop.now();
+      const told = ownQueue === 0 || networkDb.participants(network).length <= 1;
+      if (!told && this.loop.now() - since < LEAVE_PATIENCE_MS) {
+        this.#unusedSince.set(network, since);
+        this.#leaveTimer ??= setTimeout(() => {
+          this.#leaveTimer = undefined;
+          if (!this.#closed) this.publish();
+        }, LEAVE_CHECK_MS).unref();
+        continue;
+      }
+      this.#unusedSince.delete(network);
       this.#inSync.delete(network);
       for (const [key, row] of this.#published) if (row.network === network) this.#published.delete(key);
       this.loop.step({ type: "networkdb", input: { type: "leave-network", network } });
