@@ -23,6 +23,7 @@ g++|g++|build|the native addon and the bench programs
 python3|python3|build|node-gyp
 serf|serf|test|a real memberlist peer
 dockerd|docker.io|test|a real NetworkDB peer
+busybox|busybox-static|test|the image of Docker's containers
 dig|bind9-dnsutils|test|asking our DNS server
 ethtool|ethtool|test|offload settings of links
 socat|socat|test|plain TCP and UDP peers

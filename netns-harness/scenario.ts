@@ -46,6 +46,8 @@ function showEvidence(name: string, lab: Lab): void {
   const folder = join(tmpdir(), "netagent-failed", name.replace(/[^a-z0-9]+/gi, "-").slice(0, 60));
   mkdirSync(folder, { recursive: true });
   for (const host of lab.hosts) {
+    const dockerLog = join(host.folder, "dockerd.log");
+    if (existsSync(dockerLog)) cpSync(dockerLog, join(folder, `${host.name}-dockerd.log`));
     if (!existsSync(host.logFile)) continue;
     const copy = join(folder, `${host.name}.log`);
     cpSync(host.logFile, copy);

@@ -1,11 +1,20 @@
 /**
  * Removing a lab, and finding what is left of one. Synchronous throughout: it also runs in signal handlers and while
- * the process exits. Touches only what carries the lab's mark: namespaces with its prefix, processes inside them or
- * started with its environment variable, mounts below its directory.
+ * the process exits. Touches only what carries the lab's mark: namespaces and control groups with its prefix, processes
+ * inside those namespaces or started with its environment variable, mounts below its directory.
  */
 
 import { spawnSync } from "node:child_process";
-import { existsSync, readdirSync, readFileSync, readlinkSync, rmSync, statSync } from "node:fs";
+import {
+  existsSync,
+  readdirSync,
+  readFileSync,
+  readlinkSync,
+  rmdirSync,
+  rmSync,
+  statSync,
+  type Dirent,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
@@ -22,6 +31,7 @@ export const KEPT_FILE = "kept";
 const KILL_PATIENCE_MS = 5_000;
 const KILL_ROUNDS = 5;
 const NETNS_FOLDER = "/run/netns";
+const CGROUP_FOLDER = "/sys/fs/cgroup";
 
 /**
  * What identifies a lab: the prefix of its namespaces (`na-4711-`) and its folder (`/tmp/na-4711`). One place of it
@@ -64,7 +74,8 @@ export function tearDown(lab: LabMark): string[] {
 export function cutPower(place: LabMark): void {
   for (let round = 0; round < KILL_ROUNDS; round++) {
     removeLiving(place);
-    if (labProcesses(place).length + labMounts(place).length + labNamespaces(place).length === 0) return;
+    const kinds = [labProcesses(place), labMounts(place), labNamespaces(place), labCgroups(place)];
+    if (kinds.every((left) => left.length === 0)) return;
   }
   throw new Error(`power off ${place.prefix}*: still there: ${leftovers(place).join("; ")}`);
 }
@@ -73,6 +84,13 @@ function removeLiving(lab: LabMark): void {
   kill(labProcesses(lab));
   for (const mount of labMounts(lab)) spawnSync("umount", ["--lazy", mount]);
   for (const name of labNamespaces(lab)) spawnSync("ip", ["netns", "delete", name]);
+  for (const folder of labCgroups(lab)) {
+    try {
+      rmdirSync(folder);
+    } catch {
+      // Gone, or its last process is still on its way out: found by leftovers().
+    }
+  }
 }
 
 function removeOnce(lab: LabMark): void {
@@ -90,6 +108,7 @@ export function leftovers(lab: LabMark): string[] {
     ...labProcesses(lab).map((pid) => `process ${pid}: ${commandLine(pid)}`),
     ...labMounts(lab).map((mount) => `mount ${mount}`),
     ...labNamespaces(lab).map((name) => `namespace ${name}`),
+    ...labCgroups(lab).map((folder) => `control group ${folder}`),
     ...(existsSync(lab.folder) ? [`folder ${lab.folder}`] : []),
   ];
 }
@@ -182,6 +201,30 @@ function labMounts(lab: LabMark): string[] {
 
 function labNamespaces(lab: LabMark): string[] {
   return list(NETNS_FOLDER).filter((name) => `${name}-`.startsWith(lab.prefix));
+}
+
+/** Folders of control groups the lab's dockerds made, the innermost first: below every hierarchy (v1) or the root (v2). */
+function labCgroups(lab: LabMark): string[] {
+  const hierarchies = [CGROUP_FOLDER, ...list(CGROUP_FOLDER).map((name) => join(CGROUP_FOLDER, name))];
+  return hierarchies.flatMap((hierarchy) =>
+    list(hierarchy)
+      .filter((name) => `${name}-`.startsWith(lab.prefix))
+      .flatMap((name) => foldersBelow(join(hierarchy, name))),
+  );
+}
+
+/** The folder itself comes last. */
+function foldersBelow(folder: string): string[] {
+  let entries: Dirent[] = [];
+  try {
+    entries = readdirSync(folder, { withFileTypes: true });
+  } catch {
+    // Gone.
+  }
+  return [
+    ...entries.filter((entry) => entry.isDirectory()).flatMap(({ name }) => foldersBelow(join(folder, name))),
+    folder,
+  ];
 }
 
 function kill(pids: readonly number[]): void {
