@@ -100,6 +100,11 @@ export class Host extends Place {
     });
   }
 
+  /** Runs `netagent cleanup` for this host's folders. */
+  cleanUp(): Promise<CommandResult> {
+    return this.exec([process.execPath, AGENT, "cleanup", ...this.agentFlags()], { timeoutMs: 30_000 });
+  }
+
   /** Kills the agent as a crash would: nothing is said, nothing is cleaned up. */
   async crash(): Promise<void> {
     await this.agent.stop("SIGKILL");

@@ -77,7 +77,9 @@ const HELP = `
 Example:
   netagent --advertise-addr eth0
   netagent --join 192.168.1.104 --gossip-key "$(cat key)"
-  netagent --config /etc/netagent.toml`;
+  netagent --config /etc/netagent/netagent.toml
+  netagent cleanup    removes what a stopped agent left in this host's kernel; takes
+                      --data-dir, --run-dir and --config as above`;
 
 /**
  * Parses the command line and the file it names.
@@ -96,7 +98,8 @@ export function loadConfig(argv: readonly string[], version: string): Config {
   return resolveConfig({ ...fromFile, ...parseSettings(rest, "command line") });
 }
 
-function commandLine(version: string): Command {
+/** The daemon's flags and help, for `loadConfig` and for the manual page. */
+export function commandLine(version: string): Command {
   const integer = (text: string): number => {
     if (!/^\d+$/.test(text)) throw new InvalidArgumentError("not a whole number");
     return Number(text);

@@ -1,6 +1,7 @@
 #!/usr/bin/env node
 import { CommanderError } from "commander";
 import { errorText, NetError } from "../base/error.ts";
+import { cleanUp } from "./cleanup.ts";
 import { loadConfig } from "./config.ts";
 import { runDaemon } from "./daemon.ts";
 import { packageVersion } from "./version.ts";
@@ -11,7 +12,9 @@ async function main(): Promise<number> {
   // Keys given on the command line must not stay readable in the process list.
   process.title = "netagent";
   try {
-    await runDaemon(loadConfig(argv, packageVersion()), packageVersion(), argv);
+    if (argv[0] === "cleanup")
+      await cleanUp(loadConfig(argv.slice(1), packageVersion()), (line) => console.log(`removed ${line}`));
+    else await runDaemon(loadConfig(argv, packageVersion()), packageVersion(), argv);
     return 0;
   } catch (error) {
     if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : 2;

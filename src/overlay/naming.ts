@@ -52,6 +52,11 @@ export function endpointOfAlias(network: NetworkId, alias: string): EndpointId |
   return alias.startsWith(prefix) ? (alias.slice(prefix.length) as EndpointId) : undefined;
 }
 
+/** Whether a link of that alias is ours, of whatever network. */
+export function isOurAlias(alias: string): boolean {
+  return alias.startsWith(ALIAS_PREFIX);
+}
+
 /** Name of the bridge's end of an endpoint's veth pair: unique by the id's first 11 digits. */
 export function bridgePortName(endpoint: EndpointId): string {
   return `ve-${endpoint.replaceAll(/[^A-Za-z0-9]/g, "").slice(0, MAX_INTERFACE_NAME_BYTES - 4)}`;
