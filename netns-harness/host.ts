@@ -18,6 +18,8 @@ export type StartOptions = {
   /** More flags of netagent, as typed. */
   readonly flags?: readonly string[];
   readonly env?: NodeJS.ProcessEnv;
+  /** A program and its arguments that runs the agent, such as setpriv. */
+  readonly through?: readonly string[];
 };
 
 export class Host extends Place {
@@ -89,7 +91,8 @@ export class Host extends Place {
 
   /** The agent's command line, for starting it in an unusual way. */
   agentCommand(options: StartOptions = {}): [string, ...string[]] {
-    return [process.execPath, AGENT, ...this.agentFlags(options)];
+    const [first = process.execPath, ...rest] = [...(options.through ?? []), process.execPath];
+    return [first, ...rest, AGENT, ...this.agentFlags(options)];
   }
 
   /** Runs netagent with these flags until it ends by itself, for starts that must be refused. */

@@ -33,6 +33,7 @@ const ALLOWED: Readonly<Record<string, readonly string[]>> = {
     ],
   ],
   cli: ["base"],
+  packaging: ["agent", "cli"],
 };
 /** Single files that may be imported in spite of the table. */
 const EXCEPTIONS: Readonly<Record<string, readonly string[]>> = {

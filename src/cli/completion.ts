@@ -15,7 +15,7 @@ export function addCompletionCommand(program: Command): void {
 }
 
 /** A script that completes commands, subcommands and options. @throws UsageError for another shell. */
-function completionScript(shell: string, program: Command): string {
+export function completionScript(shell: string, program: Command): string {
   switch (shell) {
     case "bash":
       return bashScript(program);

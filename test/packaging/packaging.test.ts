@@ -1,0 +1,60 @@
+import assert from "node:assert/strict";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { dirname, join, resolve } from "node:path";
+import { test } from "node:test";
+import { fileURLToPath } from "node:url";
+import { parse } from "smol-toml";
+import { commandLine, loadConfig } from "../../src/agent/config.ts";
+import { buildProgram } from "../../src/cli/program.ts";
+import { renderManual, type ManualParts } from "../../src/packaging/man.ts";
+
+const packaging = resolve(dirname(fileURLToPath(import.meta.url)), "../../../src/packaging");
+const PARTS: ManualParts = {
+  section: 8,
+  version: "1.2.3",
+  description: ["Does things."],
+  exitStatus: [["0", "Done."]],
+  environment: [],
+  files: [],
+  seeAlso: ["other(8)"],
+};
+
+test("the configuration example names every key, and each of its lines is accepted without its #", () => {
+  const shipped = readFileSync(join(packaging, "netagent.toml"), "utf8");
+  assert.deepEqual(Object.keys(parse(shipped)), [], "as shipped it changes nothing");
+  const full = shipped.replaceAll(/^#(?! )/gm, "");
+  const flags = commandLine("").options.map((option) => option.long?.slice(2));
+  assert.deepEqual(
+    Object.keys(parse(full)).sort(),
+    flags.filter((flag) => flag !== undefined && !["config", "version"].includes(flag)).sort(),
+  );
+  const folder = mkdtempSync(join(tmpdir(), "netagent-config-"));
+  try {
+    const path = join(folder, "netagent.toml");
+    // Interfaces of the example that this machine need not have.
+    writeFileSync(path, full.replaceAll(/"eth\d"/g, '"127.0.0.1"'), { mode: 0o600 });
+    assert.equal(loadConfig(["--config", path], "").gossipKeys.length, 1);
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
+});
+
+test("the manual describes every command with its example, and no line of text is taken for a macro", async () => {
+  const program = await buildProgram([]);
+  const page = renderManual(program, PARTS);
+  const leaves = program.commands.flatMap((command) =>
+    command.commands.length === 0
+      ? [command.name()]
+      : command.commands.map((child) => `${command.name()} ${child.name()}`),
+  );
+  assert.ok(leaves.length > 30);
+  for (const leaf of leaves) {
+    const from = page.indexOf(`.SS "${leaf} `);
+    assert.notEqual(from, -1, leaf);
+    const part = page.slice(from, page.indexOf("\n.S", from + 1));
+    assert.match(part, /\nExample:\n\.PP\n\.nf\n\.RS\n(.*\n)*netctl/, leaf);
+  }
+  const known = /^\.(TH|SH|SS|TP|PP|nf|fi|RS|RE|B)\b/;
+  for (const line of page.split("\n")) assert.ok(!/^[.']/.test(line) || known.test(line), line);
+});
