@@ -5,6 +5,7 @@ import { errorText, NetError } from "../base/error.ts";
 import type { NodeName } from "../base/id.ts";
 import { probeFeatures, type FeatureName } from "../kernel/features.ts";
 import { Netns } from "../kernel/netns.ts";
+import { NEIGHBOR_LIMITS } from "../kernel/overlay-dataplane.ts";
 import { overlayMtu } from "../overlay/desired.ts";
 import { formatStep } from "../overlay/plan.ts";
 import { peerRecordOf } from "../overlay/rows.ts";
@@ -213,9 +214,10 @@ export class Doctor {
       ...(hasMacvlan ? (["bridge", "veth"] as const) : []),
       ...(kernel ? (["tun"] as const) : (["vxlan", "macvlan"] as const)),
     ]);
-    return features
+    const found = features
       .filter(({ name, present }) => !present && !irrelevant.has(name))
-      .map(({ name, detail, cure }) => ({ name, needed: name !== "macvlan", detail, cure }));
+      .map(({ name, detail, cure }) => ({ name: name as string, needed: name !== "macvlan", detail, cure }));
+    return [...found, ...neighborLimitProblems()];
   }
 
   #forwardingOff(): boolean {
@@ -223,6 +225,17 @@ export class Doctor {
     using host = Netns.current();
     return host.readSysctl("net.ipv4.ip_forward") === "0";
   }
+}
+
+/** Limits the agent would have raised and could not. Only the initial namespace shows them. */
+function neighborLimitProblems(): NodeReport["missing"][number][] {
+  using host = Netns.current();
+  return NEIGHBOR_LIMITS.flatMap(([name, least]) => {
+    const actual = host.readSysctl(name);
+    if (actual === undefined || Number(actual) >= least) return [];
+    const detail = `it is ${actual}: containers that know many others lose neighbors`;
+    return [{ name: `${name} of ${least}`, needed: false, detail, cure: `sysctl -w ${name}=${least}` }];
+  });
 }
 
 const nftChains = z.object({

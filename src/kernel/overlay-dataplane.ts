@@ -35,8 +35,11 @@ export interface DataplaneOptions {
   readonly hostNamespace?: string;
 }
 
-/** At least Docker's values (overlay.md §4): neighbor tables of a node are one for all namespaces. */
-const NEIGHBOR_LIMITS = [
+/**
+ * At least Docker's values (overlay.md §4): one table for all namespaces of a node. Our own permanent entries are
+ * exempt since Linux 5.0, but what containers learn of each other is not.
+ */
+export const NEIGHBOR_LIMITS = [
   ["net.ipv4.neigh.default.gc_thresh1", 8192],
   ["net.ipv4.neigh.default.gc_thresh2", 49152],
   ["net.ipv4.neigh.default.gc_thresh3", 65536],
@@ -313,7 +316,7 @@ function raiseNeighborLimits(host: Netns): void {
       const actual = host.readSysctl(name);
       if (actual !== undefined && Number(actual) < least) host.writeSysctl(name, least);
     } catch {
-      // Read-only /proc/sys in a container. Permanent entries do not count against the limits since Linux 5.0.
+      // Read-only /proc/sys in a container: doctor says so.
     }
   }
 }
