@@ -11,6 +11,8 @@ export type BenchOptions = {
   readonly seconds: number;
   /** Where the JSON document goes: a file name, `-` for standard output, undefined for nowhere. */
   readonly json: string | undefined;
+  /** Where the bars go as SVG, for benches that draw them; undefined for nowhere. */
+  readonly svg: string | undefined;
   /** Variants to run, for gossip rows of its table; all when empty. */
   readonly only: readonly string[];
 };
@@ -29,6 +31,7 @@ const { values, positionals } = parseArgs({
     rounds: { type: "string", default: "5" },
     seconds: { type: "string" },
     json: { type: "string" },
+    svg: { type: "string" },
     only: { type: "string", default: "" },
     help: { type: "boolean", default: false },
   },
@@ -37,7 +40,7 @@ const [name = ""] = positionals;
 const module = new URL(`./${name}.js`, import.meta.url);
 if (values.help || positionals.length !== 1 || BENCHES[name] === undefined) {
   console.error(
-    "npm run bench -- NAME [--rounds 5] [--seconds 2, gossip 60] [--only VARIANT|ROW,…] [--json FILE|-]\n",
+    "npm run bench -- NAME [--rounds 5] [--seconds 2, gossip 60] [--only VARIANT|ROW,…] [--json FILE|-] [--svg FILE]\n",
   );
   for (const [known, what] of Object.entries(BENCHES)) console.error(`  ${known.padEnd(10)} ${what}`);
   process.exit(values.help ? 0 : 2);
@@ -51,6 +54,7 @@ await run({
   rounds: positive("rounds", values.rounds),
   seconds: positive("seconds", values.seconds ?? (name === "gossip" ? "60" : "2")),
   json: values.json,
+  svg: values.svg,
   only: values.only.split(",").filter(Boolean),
 });
 

@@ -3,14 +3,16 @@
  * over ours. Variants are measured in turn within each round, so that a ratio compares neighbours in time.
  */
 
-import { existsSync } from "node:fs";
+import { existsSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { runCommand, mustSucceed } from "../command.ts";
 import { Lab } from "../lab.ts";
 import type { Host } from "../host.ts";
 import { DIST, started, type Place } from "../place.ts";
 import { attachFigures } from "./attach.ts";
+import { chart } from "./chart.ts";
 import type { BenchOptions } from "./main.ts";
+import { programmingFigures } from "./programming.ts";
 import { json, table, writeJson, type Figure, type Goal } from "./report.ts";
 
 /** Where traffic runs: from `near` to `far`, which answers on `address`. */
@@ -135,7 +137,13 @@ export async function run(options: BenchOptions): Promise<void> {
     figures.push(...(await attachFigures(lab, OURS)));
     progress("");
   }
+  if (variants.includes(OURS)) {
+    progress("programming 72,000 entries");
+    figures.push(...(await programmingFigures(lab, OURS)));
+    progress("");
+  }
   if (options.json !== undefined) writeJson(options.json, json("overlay", figures));
+  if (options.svg !== undefined) writeFileSync(options.svg, drawn(figures, variants, options.rounds));
   if (options.json !== "-") {
     console.log(`Overlay between two hosts; medians of ${options.rounds} rounds`);
     const ratios = [
@@ -145,6 +153,15 @@ export async function run(options: BenchOptions): Promise<void> {
     console.log(table(figures, variants, ratios));
     if (!existsSync(join(DIST, "src/agent/main.js"))) console.log("(ours: no agent in dist/)");
   }
+}
+
+function drawn(figures: readonly Figure[], variants: readonly string[], rounds: number): string {
+  return chart(figures, {
+    title: "Two endpoints on two hosts",
+    note: `Docker's layout = 1, longer is better; medians of ${rounds} rounds in network namespaces on 2 cores`,
+    variants,
+    base: DOCKER,
+  });
 }
 
 async function underlay(lab: Lab): Promise<Pair> {

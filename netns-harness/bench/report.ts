@@ -108,7 +108,7 @@ export function writeJson(target: string, document: string): void {
 }
 
 /** Three significant digits, with `k` and `M` for thousands and millions; "–" for what was not measured. */
-function short(value: number): string {
+export function short(value: number): string {
   if (!Number.isFinite(value)) return "–";
   const [scaled, suffix] =
     value >= 1e6 ? [value / 1e6, "M"] : value >= 10e3 ? [value / 1e3, "k"] : [value, ""];
