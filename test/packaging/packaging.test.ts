@@ -6,6 +6,7 @@ import { test } from "node:test";
 import { fileURLToPath } from "node:url";
 import { parse } from "smol-toml";
 import { commandLine, loadConfig } from "../../src/agent/config.ts";
+import { createRegistry, type MetricSources } from "../../src/agent/metrics.ts";
 import { buildProgram } from "../../src/cli/program.ts";
 import { renderManual, type ManualParts } from "../../src/packaging/man.ts";
 
@@ -39,6 +40,47 @@ test("the configuration example names every key, and each of its lines is accept
     rmSync(folder, { recursive: true });
   }
 });
+
+test("dashboard and alert rules ask for metrics that exist, with labels they have", () => {
+  const registry = createRegistry({ agent: { loop: {} } } as unknown as MetricSources);
+  const known = new Map(
+    registry
+      .getMetricsAsArray()
+      .map((metric) => [
+        metric.name,
+        "labelNames" in metric && Array.isArray(metric.labelNames) ? metric.labelNames.map(String) : [],
+      ]),
+  );
+  const dashboard: unknown = JSON.parse(readFileSync(join(packaging, "grafana-dashboard.json"), "utf8"));
+  const alerts = readFileSync(join(packaging, "prometheus-alerts.yml"), "utf8");
+  const asked = [...expressionsOf(dashboard), ...alerts.matchAll(/^ +expr: (.*)$/gm)].map((found) =>
+    typeof found === "string" ? found : (found[1] ?? ""),
+  );
+  assert.ok(asked.length > 30);
+  const scraped = new Set(["instance", "job"]);
+  for (const expression of asked) {
+    for (const [, name = "", matchers = ""] of expression.matchAll(/(netagent_\w+)(?:\{([^}]*)\})?/g)) {
+      const labels = known.get(name);
+      assert.ok(labels, `${name} in ${expression}`);
+      for (const [, label = ""] of matchers.matchAll(/(\w+)=~?"/g))
+        assert.ok(labels.includes(label) || scraped.has(label), `label ${label} of ${name}`);
+    }
+  }
+  const rules = alerts.split("- alert: ").slice(1);
+  assert.ok(rules.length >= 10);
+  for (const rule of rules)
+    assert.match(
+      rule,
+      /expr: .+\n +for: \d+m\n +labels:\n +severity: \w+\n +annotations:\n +summary: ".+"\n +cure: ".+"/,
+    );
+});
+
+/** Every `expr` in it, however deep. */
+function expressionsOf(value: unknown): string[] {
+  if (typeof value !== "object" || value === null) return [];
+  const own = "expr" in value && typeof value.expr === "string" ? [value.expr] : [];
+  return [...own, ...Object.values(value).flatMap(expressionsOf)];
+}
 
 test("the manual describes every command with its example, and no line of text is taken for a macro", async () => {
   const program = await buildProgram([]);
