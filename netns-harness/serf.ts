@@ -107,7 +107,7 @@ export class SerfAgent {
     return this.#serf("query", "-timeout", "1s", name, payload);
   }
 
-  /** Output and exit code: 1 when a member did not answer, as netagents do not. */
+  /** Output and exit code: 1 when a member did not answer, or refused, as netagents do to all but `-list`. */
   async keys(...args: string[]): Promise<{ code: number; output: string }> {
     const { code, stdout, stderr } = await this.host.exec(["serf", "keys", ...args]);
     return { code, output: stdout + stderr };

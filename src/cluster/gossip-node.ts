@@ -13,6 +13,7 @@ import { State, type StateOptions } from "../state/state.ts";
 import type { SwimEffect, SwimInput, StreamFailure } from "../swim/boundary.ts";
 import type { SwimConfig } from "../swim/config.ts";
 import type { Member } from "../swim/member.ts";
+import { userMessage } from "../swim/context.ts";
 import { Swim } from "../swim/swim.ts";
 import type { UserMessage } from "../wire/memberlist/message.ts";
 import { decodePacket, encodePacket } from "../wire/memberlist/packet.ts";
@@ -28,7 +29,7 @@ import {
 } from "../wire/memberlist/stream.ts";
 import { encodeNetworkDbMessage, networkDbMessageType } from "../wire/networkdb/message.ts";
 import { STATE_MESSAGE_TYPE } from "../wire/state/message.ts";
-import { AmongSerf } from "./among-serf.ts";
+import { AmongSerf, type SerfReply } from "./among-serf.ts";
 import { definitionsOf, withDefinitions } from "./exchange-state.ts";
 import { decodeMetadata, encodeMetadata, type NodeFacts } from "./metadata.ts";
 import { PEER_CALL_MESSAGE_TYPE, PeerCalls, type PeerCallEffect, type PeerQuestion } from "./peer-call.ts";
@@ -218,7 +219,9 @@ export class GossipNode {
       now,
     );
     this.#serf =
-      options.compat === "serf" ? new AmongSerf(options.name, options.swim.retransmitMult) : undefined;
+      options.compat === "serf"
+        ? new AmongSerf(options.name, options.swim.retransmitMult, () => this.#sealing.keys)
+        : undefined;
     this.swim = new Swim({
       name: options.name,
       address: { addr: options.address.bytes, port: options.address.socket.port },
@@ -340,7 +343,7 @@ export class GossipNode {
   #userMessage(payload: Uint8Array, via: "packet" | "stream", now: Instant): void {
     const type = networkDbMessageType(payload);
     if (type === undefined && this.#serf !== undefined)
-      return this.#hearSerf(() => this.#serf?.message(payload));
+      return this.#hearSerf(() => this.#reply(this.#serf?.message(payload) ?? []));
     switch (type) {
       case STATE_MESSAGE_TYPE:
         return this.#state({ type: "user-message", bytes: payload, via }, now);
@@ -837,6 +840,11 @@ export class GossipNode {
     } catch (error) {
       this.#dropped(error, "serf");
     }
+  }
+
+  #reply(replies: readonly SerfReply[]): void {
+    for (const { to, payload } of replies)
+      this.#effects.push({ type: "send-packet", to, bytes: this.#seal([userMessage(payload)], false) });
   }
 
   #seal(parts: readonly Uint8Array[], crc: boolean): Uint8Array {

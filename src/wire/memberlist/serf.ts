@@ -124,6 +124,28 @@ export interface SerfRelay {
   readonly message: Uint8Array;
 }
 
+/**
+ * Payload of the answer to a query about keys (serf internal_query.go, nodeKeyResponse). `keys` in base64; a refusal
+ * says why.
+ */
+export function encodeSerfKeyResponse(answer: {
+  readonly result: boolean;
+  readonly message: string;
+  readonly keys: readonly string[];
+}): Uint8Array {
+  const out = new ByteWriter();
+  out.u8(SERF_TYPE.keyResponse);
+  writeMapHeader(out, 3);
+  writeText(out, "Keys");
+  writeArrayHeader(out, answer.keys.length);
+  for (const key of answer.keys) writeText(out, key);
+  writeText(out, "Message");
+  writeText(out, answer.message);
+  writeText(out, "Result");
+  writeBool(out, answer.result);
+  return out.finish();
+}
+
 /** Conflict and key messages, and whatever later releases add: not ours to understand. */
 export interface SerfOther {
   readonly type: "other";
