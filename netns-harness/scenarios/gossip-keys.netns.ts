@@ -3,6 +3,7 @@
 import assert from "node:assert/strict";
 import { readFileSync, statSync } from "node:fs";
 import { join } from "node:path";
+import { describe } from "node:test";
 import type { KeyAnswer, PeerView } from "../../src/agent/control-protocol.ts";
 import { attach, httpBackend } from "../endpoints.ts";
 import type { Host } from "../host.ts";
@@ -11,73 +12,77 @@ import { RequestLoop } from "../observe.ts";
 import { scenario } from "../scenario.ts";
 import { waitFor } from "../wait.ts";
 
-scenario(
-  "keys are installed, used and removed on every node while traffic and membership go on",
-  async (lab) => {
-    const [oldKey, newKey] = [generate(1), generate(2)];
-    const hosts = await lab.swarm(3, { flags: ["--gossip-key", oldKey] });
-    const [node1, node2, node3] = hosts;
-    assert.ok(node1 && node2 && node3);
-    await node1.ctl("network", "create", "blue", "--subnet", "10.0.7.0/24");
-    await node1.ctl("service", "create", "web", "--network", "blue");
-    const server = await httpBackend(lab, node2, "blue", "web", "web1");
-    const client = await attach(lab, node1, "blue", "client");
-    await waitFor("the first page", () => client.place.httpGet(`http://${server.ip}/`), { withinMs: 5_000 });
-    const requests = RequestLoop.start(client.place, [`http://${server.ip}/`]);
-
-    const before = await list(node1);
-    assert.deepEqual(new Set(before.map(({ keys }) => keys.length)), new Set([1]));
-    await everywhere(node2, "install", newKey);
-    await everywhere(node3, "use", newKey);
-    const refused = await node1.netctl("keys", "remove", newKey);
-    assert.equal(refused.code, 1);
-    assert.equal(refused.stdout.match(/seals what we send/g)?.length, 3, refused.stdout + refused.stderr);
-    await everywhere(node1, "remove", oldKey);
-    const after = await list(node2);
-    const seals = new Set(after.flatMap(({ keys }) => keys));
-    assert.equal(seals.size, 1);
-    assert.notDeepEqual([...seals], before[0]?.keys);
-    for (const host of hosts) {
-      assert.deepEqual(await aliveNames(host), ["node1", "node2", "node3"]);
-      assert.doesNotMatch(host.log(), /is gone/);
-      const keyring = join(host.dataFolder, "keyring.json");
-      assert.equal(statSync(keyring).mode & 0o777, 0o600);
-      assert.deepEqual(JSON.parse(readFileSync(keyring, "utf8")), [newKey]);
-    }
-    // What a restarted node is given on the command line is old; its keyring knows better.
-    await node3.restart();
-    await allAlive(hosts);
-    const { asked, failed } = await requests.stop();
-    assert.ok(asked > 20, `${asked} requests`);
-    assert.equal(failed, 0);
-  },
-);
-
-scenario(
-  "a node with another key does not get in, and both ways of joining say why in one line",
-  async (lab) => {
-    const [node1] = await lab.swarm(1, { flags: ["--gossip-key", generate(1)] });
-    assert.ok(node1);
-    const why = /gossip key/;
-    const [other, plain] = [lab.host("other", "192.168.1.120"), lab.host("plain", "192.168.1.121")];
-    await other.start({ flags: ["--gossip-key", generate(3)], join: [node1] });
-    await plain.start({ join: [node1] });
-    for (const stranger of [other, plain]) {
-      await waitFor(`${stranger.name} to say why`, () => said(stranger, "join: nobody answered"), {
+describe("gossip keys", { concurrency: 2 }, () => {
+  scenario(
+    "keys are installed, used and removed on every node while traffic and membership go on",
+    async (lab) => {
+      const [oldKey, newKey] = [generate(1), generate(2)];
+      const hosts = await lab.swarm(3, { flags: ["--gossip-key", oldKey] });
+      const [node1, node2, node3] = hosts;
+      assert.ok(node1 && node2 && node3);
+      await node1.ctl("network", "create", "blue", "--subnet", "10.0.7.0/24");
+      await node1.ctl("service", "create", "web", "--network", "blue");
+      const server = await httpBackend(lab, node2, "blue", "web", "web1");
+      const client = await attach(lab, node1, "blue", "client");
+      await waitFor("the first page", () => client.place.httpGet(`http://${server.ip}/`), {
         withinMs: 5_000,
-        until: (lines) => lines.length > 0,
       });
-      const [line] = said(stranger, "join: nobody answered");
-      assert.match(line ?? "", why, stranger.name);
-      const joined = await stranger.netctl("join", node1.address);
-      assert.equal(joined.code, 1);
-      assert.equal(joined.stderr.trim().split("\n").length, 1, joined.stderr);
-      assert.match(joined.stderr, why);
-      assert.deepEqual((await stranger.ctlJson<PeerView[]>("peers")).length, 1);
-    }
-    assert.deepEqual(await aliveNames(node1), ["node1"]);
-  },
-);
+      const requests = RequestLoop.start(client.place, [`http://${server.ip}/`]);
+
+      const before = await list(node1);
+      assert.deepEqual(new Set(before.map(({ keys }) => keys.length)), new Set([1]));
+      await everywhere(node2, "install", newKey);
+      await everywhere(node3, "use", newKey);
+      const refused = await node1.netctl("keys", "remove", newKey);
+      assert.equal(refused.code, 1);
+      assert.equal(refused.stdout.match(/seals what we send/g)?.length, 3, refused.stdout + refused.stderr);
+      await everywhere(node1, "remove", oldKey);
+      const after = await list(node2);
+      const seals = new Set(after.flatMap(({ keys }) => keys));
+      assert.equal(seals.size, 1);
+      assert.notDeepEqual([...seals], before[0]?.keys);
+      for (const host of hosts) {
+        assert.deepEqual(await aliveNames(host), ["node1", "node2", "node3"]);
+        assert.doesNotMatch(host.log(), /is gone/);
+        const keyring = join(host.dataFolder, "keyring.json");
+        assert.equal(statSync(keyring).mode & 0o777, 0o600);
+        assert.deepEqual(JSON.parse(readFileSync(keyring, "utf8")), [newKey]);
+      }
+      // What a restarted node is given on the command line is old; its keyring knows better.
+      await node3.restart();
+      await allAlive(hosts);
+      const { asked, failed } = await requests.stop();
+      assert.ok(asked > 20, `${asked} requests`);
+      assert.equal(failed, 0);
+    },
+  );
+
+  scenario(
+    "a node with another key does not get in, and both ways of joining say why in one line",
+    async (lab) => {
+      const [node1] = await lab.swarm(1, { flags: ["--gossip-key", generate(1)] });
+      assert.ok(node1);
+      const why = /gossip key/;
+      const [other, plain] = [lab.host("other", "192.168.1.120"), lab.host("plain", "192.168.1.121")];
+      await other.start({ flags: ["--gossip-key", generate(3)], join: [node1] });
+      await plain.start({ join: [node1] });
+      for (const stranger of [other, plain]) {
+        await waitFor(`${stranger.name} to say why`, () => said(stranger, "join: nobody answered"), {
+          withinMs: 5_000,
+          until: (lines) => lines.length > 0,
+        });
+        const [line] = said(stranger, "join: nobody answered");
+        assert.match(line ?? "", why, stranger.name);
+        const joined = await stranger.netctl("join", node1.address);
+        assert.equal(joined.code, 1);
+        assert.equal(joined.stderr.trim().split("\n").length, 1, joined.stderr);
+        assert.match(joined.stderr, why);
+        assert.deepEqual((await stranger.ctlJson<PeerView[]>("peers")).length, 1);
+      }
+      assert.deepEqual(await aliveNames(node1), ["node1"]);
+    },
+  );
+});
 
 /** 32 bytes, different for each number. */
 function generate(number: number): string {
