@@ -18,6 +18,11 @@ describe("membership", { concurrency: 3 }, () => {
       const info = await node.ctlJson<InfoView>("info");
       assert.equal(info.name, node.name);
       assert.equal(info.members, 3);
+      await waitFor(`${node.name} to have measured the way to both others`, () => roundTrips(node), {
+        withinMs: 10_000,
+        until: (measured) => measured.length === 2,
+      });
+      assert.match(await node.ctl("peers"), /\d\.\dms/);
     }
   });
 
@@ -125,4 +130,11 @@ describe("membership", { concurrency: 3 }, () => {
 
 async function peers(host: Host, name: string): Promise<PeerView[]> {
   return (await host.ctlJson<PeerView[]>("peers")).filter((peer) => peer.name === name);
+}
+
+/** Of the others, as far as they are known (ms). */
+async function roundTrips(host: Host): Promise<number[]> {
+  return (await host.ctlJson<PeerView[]>("peers")).flatMap(({ self, rttMs }) =>
+    self || rttMs === null ? [] : [rttMs],
+  );
 }

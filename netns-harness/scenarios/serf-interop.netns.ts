@@ -28,6 +28,8 @@ scenario(
     const watched = Promise.all([plain, sealed].map((cluster) => quiet(cluster, WATCH_S * 1_000)));
     await Promise.all([watched, chatter(plain), knocking(sealedLab, sealed), comingAndGoing(stormyLab)]);
     for (const cluster of [plain, sealed]) await allSeeAll(cluster);
+    for (const peer of (await plain.agents[0]?.ctlJson<PeerView[]>("peers")) ?? [])
+      assert.equal(typeof peer.rttMs, peer.self ? "object" : "number", `round trip to ${peer.name}`);
     // Told to be gone by somebody else, a netagent says that it lives.
     const [first] = plain.serfs;
     const [agent] = plain.agents;
