@@ -22,18 +22,23 @@ export type StartOptions = {
   readonly through?: readonly string[];
 };
 
+export type DataplaneKind = "kernel" | "userspace";
+
 export class Host extends Place {
   /** Underlay address, without prefix length. */
   readonly address: string;
+  /** What its agent is told to use; "auto" where the lab leaves it to the agent. */
+  readonly dataplane: DataplaneKind | "auto";
   readonly dataFolder: string;
   readonly runFolder: string;
   #agent: Background | undefined;
   #lastStart: StartOptions = {};
 
   /** Only Lab makes hosts: the namespace must exist. */
-  constructor(lab: LabMark, name: string, address: string) {
+  constructor(lab: LabMark, name: string, address: string, dataplane: DataplaneKind | "auto") {
     super(lab, name);
     this.address = address;
+    this.dataplane = dataplane;
     this.dataFolder = join(this.folder, "data");
     this.runFolder = join(this.folder, "run");
     mkdirSync(this.dataFolder, { mode: 0o700 });
@@ -68,6 +73,7 @@ export class Host extends Place {
     return [
       ...["--name", this.name, "--data-dir", this.dataFolder, "--run-dir", this.runFolder],
       ...["--advertise-addr", this.address],
+      ...(this.dataplane === "auto" ? [] : ["--dataplane", this.dataplane]),
       ...(options.join ?? []).flatMap((to) => ["--join", typeof to === "string" ? to : to.address]),
       ...(options.flags ?? []),
     ];

@@ -13,7 +13,7 @@
 import { spawnSync } from "node:child_process";
 import { mkdirSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { Host, type StartOptions } from "./host.ts";
+import { type DataplaneKind, Host, type StartOptions } from "./host.ts";
 import { DIST, Place } from "./place.ts";
 import {
   cutPower,
@@ -80,7 +80,8 @@ export class Lab implements AsyncDisposable {
   /** A machine on the underlay: `eth0` with `address`/24, no agent yet. */
   host(name: string, address: string): Host {
     this.#makeNamespace(name);
-    const host = new Host(this.mark, name, address);
+    const kinds = labDataplanes();
+    const host = new Host(this.mark, name, address, kinds[this.hosts.length % kinds.length] ?? "auto");
     this.#connect(host);
     this.hosts.push(host);
     return host;
@@ -266,6 +267,19 @@ export class Lab implements AsyncDisposable {
     ].join("\n");
     command(["nsenter", `--net=${this.fabric.netnsPath}`, "nft", "-f", "-"], ruleset);
   }
+}
+
+/**
+ * The data planes of a lab's hosts, in the order they are made and over again: LAB_DATAPLANES=kernel,userspace. Empty
+ * when the agents choose.
+ */
+export function labDataplanes(): DataplaneKind[] {
+  const text = process.env["LAB_DATAPLANES"] ?? "";
+  return text.split(",").flatMap((word) => {
+    if (word === "") return [];
+    if (word === "kernel" || word === "userspace") return [word];
+    throw new Error(`LAB_DATAPLANES=${text}: ${word} is neither kernel nor userspace`);
+  });
 }
 
 /** Waits until every host's agent sees every host alive, and nobody else. */

@@ -107,10 +107,23 @@ export async function overlayLinks(host: Host): Promise<FoundLink[]> {
   return found;
 }
 
-/** VNIs that have a VXLAN device on the host. */
-export async function vxlanVnis(host: Host): Promise<number[]> {
+/** The device of each network on the host, whichever data plane it belongs to. */
+export async function networkDevices(host: Host): Promise<(FoundLink & { readonly vni: number })[]> {
   const links = await overlayLinks(host);
-  return links.flatMap((link) => (link.kind === "vxlan" && link.vni !== undefined ? [link.vni] : []));
+  // The kernel does not know the VNI of a TAP device, only the agent does.
+  const networks = links.some((link) => link.kind === "tun")
+    ? await host.ctlJson<{ id: string; vni: number }[]>("network", "ls")
+    : [];
+  return links.flatMap((link) => {
+    if (link.kind !== "vxlan" && link.kind !== "tun") return [];
+    const vni = link.vni ?? networks.find(({ id }) => link.where === `ov-${id}`)?.vni;
+    return vni === undefined ? [] : [{ ...link, vni }];
+  });
+}
+
+/** VNIs that have a device on the host. */
+export async function vxlanVnis(host: Host): Promise<number[]> {
+  return (await networkDevices(host)).map(({ vni }) => vni);
 }
 
 /** What an agent could leave in its host's namespace: links, rules, pinned namespaces, listening sockets. */

@@ -6,7 +6,7 @@ import { join } from "node:path";
 import { test } from "node:test";
 import { errorText } from "../src/base/error.ts";
 import { lastLines } from "./host.ts";
-import { Lab } from "./lab.ts";
+import { Lab, labDataplanes } from "./lab.ts";
 
 const LOG_LINES = 25;
 
@@ -18,7 +18,8 @@ const LOG_LINES = 25;
  * more in a fresh lab; the second one counts. SCENARIO_ATTEMPTS=1 is for hunting such a failure down.
  */
 export function scenario(name: string, body: (lab: Lab) => Promise<void>): void {
-  void test(name, async () => {
+  const dataplanes = labDataplanes().join(", ");
+  void test(dataplanes === "" ? name : `${name} (${dataplanes})`, async () => {
     const attempts = Number(process.env["SCENARIO_ATTEMPTS"] ?? 2);
     for (let attempt = 1; ; attempt++) {
       try {

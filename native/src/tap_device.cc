@@ -20,7 +20,8 @@ constexpr char kTunPath[] = "/dev/net/tun";
 /**
  * openTap(netnsFd, name, flags, vnetHeaderBytes, offload): one queue of the TAP device `name`, made if absent.
  * `flags` are IFF_* bits beside IFF_TAP | IFF_NO_PI; a header size of 0 and an offload of 0 leave the defaults.
- * Returns the descriptor, non-blocking; the caller owns it and the device lives as long as its last queue.
+ * Returns the descriptor, non-blocking; the caller owns it. The device lives as long as its last queue, or with
+ * IFF_PERSIST among the flags until it is deleted.
  */
 Napi::Value OpenTap(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
@@ -45,8 +46,11 @@ Napi::Value OpenTap(const Napi::CallbackInfo& info) {
   if (!fd.valid()) return ThrowSyscallError(env, errno, "open", kTunPath);
   ifreq request{};
   std::memcpy(request.ifr_name, name.c_str(), name.size());
-  request.ifr_flags = static_cast<short>(IFF_TAP | IFF_NO_PI | extra);
+  // What TUNGETIFF shows as a flag is asked for in a call of its own.
+  request.ifr_flags = static_cast<short>(IFF_TAP | IFF_NO_PI | (extra & ~uint32_t{IFF_PERSIST}));
   if (ioctl(fd.get(), TUNSETIFF, &request) != 0) return ThrowSyscallError(env, errno, "TUNSETIFF", name);
+  if ((extra & IFF_PERSIST) != 0 && ioctl(fd.get(), TUNSETPERSIST, 1ul) != 0)
+    return ThrowSyscallError(env, errno, "TUNSETPERSIST", name);
   if (header_bytes > 0 && ioctl(fd.get(), TUNSETVNETHDRSZ, &header_bytes) != 0)
     return ThrowSyscallError(env, errno, "TUNSETVNETHDRSZ", name);
   if (offload > 0 && ioctl(fd.get(), TUNSETOFFLOAD, static_cast<unsigned long>(offload)) != 0)

@@ -3,7 +3,7 @@ import type { NetworkView } from "../../src/agent/control-protocol.ts";
 import { attach, httpBackend, kernelAgrees, reaches, type Attached } from "../endpoints.ts";
 import type { Host, StartOptions } from "../host.ts";
 import type { Lab } from "../lab.ts";
-import { askHttp, allAnsweredBy, overlayLinks } from "../observe.ts";
+import { askHttp, allAnsweredBy, networkDevices } from "../observe.ts";
 import { scenario } from "../scenario.ts";
 import { waitFor } from "../wait.ts";
 
@@ -121,7 +121,7 @@ async function inOverlay(
   peer: Attached,
   node: Host,
 ): Promise<string> {
-  const link = (await overlayLinks(host)).find((one) => one.kind === "vxlan" && one.vni === vni);
+  const link = (await networkDevices(host)).find((one) => one.vni === vni);
   assert.ok(link, `no VXLAN device with VNI ${vni} on ${host.name}`);
   const line = command
     .replace("LINK", link.name)

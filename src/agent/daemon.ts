@@ -1,6 +1,7 @@
 import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { ZodError } from "zod";
+import { unreachable } from "../base/assert.ts";
 import { errorCode, errorText, NetError } from "../base/error.ts";
 import { nodeId, nodeName, randomBase36, randomHex } from "../base/id.ts";
 import {
@@ -15,6 +16,7 @@ import type { Random } from "../base/random.ts";
 import type { Dataplane } from "../kernel/dataplane.ts";
 import { formatMissing, missingFeatures, probeFeatures, type FeatureName } from "../kernel/features.ts";
 import { NetlinkSocket } from "../kernel/netlink-socket.ts";
+import { TapDataplane } from "../kernel/tap-dataplane.ts";
 import { underlayOf } from "../kernel/underlay.ts";
 import { VxlanDataplane } from "../kernel/vxlan-dataplane.ts";
 import { DEFAULT_LINK_KIND } from "../overlay/desired.ts";
@@ -24,6 +26,7 @@ import { Agent, aliveAddresses, systemRandom } from "./agent.ts";
 import { makeDirectory, readIfPresent, writeAtomically } from "./atomic-file.ts";
 import { loadConfig, type Config } from "./config.ts";
 import { ControlServer } from "./control-server.ts";
+import { chooseDataplane } from "./dataplane-choice.ts";
 import { DnsRunner } from "./dns-runner.ts";
 import { Doctor } from "./doctor.ts";
 import { Endpoints } from "./endpoints.ts";
@@ -234,14 +237,18 @@ function openDataplane(
   config: Config,
   missing: ReadonlySet<FeatureName>,
 ): { readonly dataplane: Dataplane; readonly reason: string } {
-  if (config.dataplane === "userspace" || missing.has("vxlan")) {
-    throw new NetError(
-      "feature-missing",
-      "--dataplane userspace: this build has no userspace data plane yet; this kernel must have VXLAN (modprobe vxlan)",
-    );
+  const { kind, reason } = chooseDataplane(config.dataplane, missing);
+  const runDirectory = config.runDir;
+  switch (kind) {
+    case "kernel":
+      return { dataplane: new VxlanDataplane({ runDirectory }), reason };
+    case "userspace": {
+      const addresses = config.dataPathAddrs.length > 0 ? config.dataPathAddrs : [config.advertise.ip];
+      return { dataplane: new TapDataplane({ runDirectory, addresses }), reason };
+    }
+    default:
+      return unreachable(kind);
   }
-  const reason = config.dataplane === "auto" ? "this kernel has VXLAN" : "asked for by --dataplane";
-  return { dataplane: new VxlanDataplane({ runDirectory: config.runDir }), reason };
 }
 
 /** SIGTERM and SIGINT end the daemon; SIGHUP reads log level and keys again. */

@@ -212,7 +212,7 @@ export class Doctor {
     const kernel = dataplane.kind === "kernel";
     const irrelevant = new Set<FeatureName>([
       ...(hasMacvlan ? (["bridge", "veth"] as const) : []),
-      ...(kernel ? (["tun"] as const) : (["vxlan", "macvlan"] as const)),
+      kernel ? "tun" : "vxlan",
     ]);
     const found = features
       .filter(({ name, present }) => !present && !irrelevant.has(name))

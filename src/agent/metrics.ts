@@ -10,7 +10,10 @@ import type { Views } from "./views.ts";
 
 /** What the metrics are read from. */
 export interface MetricSources {
-  readonly agent: Pick<Agent, "loop" | "reconciler" | "endpoints" | "networkName" | "rejectedRows">;
+  readonly agent: Pick<
+    Agent,
+    "loop" | "reconciler" | "endpoints" | "networkName" | "rejectedRows" | "dataplane"
+  >;
   readonly views: Pick<Views, "peers" | "services" | "networks" | "endpoints">;
   readonly mesh: Pick<MeshRunner, "counters">;
   readonly dns: Pick<DnsRunner, "counters" | "upstream">;
@@ -131,6 +134,12 @@ export function createRegistry(sources: MetricSources): Registry {
     }
     return [...counts.values()];
   });
+  counter(
+    "engine_total",
+    "What the userspace engine did with frames; none on the kernel's data plane.",
+    ["what"],
+    () => byKey("what", Object.entries(agent.dataplane.counters())),
+  );
   counter("mesh_total", "What the reconciler of nftables and policy routes did.", ["what"], () =>
     byKey("what", Object.entries(mesh.counters)),
   );

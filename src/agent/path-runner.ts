@@ -153,7 +153,7 @@ export class PathRunner implements Dependent {
 
   #wanted(): boolean {
     const held = this.#holdUntil !== undefined && this.#agent.loop.now() < this.#holdUntil;
-    return (held || this.#agent.endpoints.networks().size > 0) && this.#agent.dataplane.kind === "kernel";
+    return held || this.#agent.endpoints.networks().size > 0;
   }
 
   #hold(): void {
@@ -166,6 +166,7 @@ export class PathRunner implements Dependent {
     try {
       this.#device = ProbeDevice.open({
         runDirectory: this.#agent.config.runDir,
+        dataplane: this.#agent.dataplane,
         vtep: this.#vtep,
         dataPathPort: this.#agent.config.dataPathPort,
         onProbe: (from, probe) => this.#step({ type: "received", from, probe }),

@@ -4,9 +4,13 @@
  */
 import type { NetError } from "../base/error.ts";
 import type { NetworkId } from "../base/id.ts";
+import type { IpAddr } from "../base/ip.ts";
+import type { MacAddr } from "../base/mac.ts";
 import type { Sliced } from "../base/sliced.ts";
 import type { DesiredOverlay } from "../overlay/desired.ts";
 import type { ActualOverlay, OverlayStep } from "../overlay/plan.ts";
+import type { EntryStep } from "./neighbors.ts";
+import type { Netns } from "./netns.ts";
 
 export type StepResult =
   | { readonly status: "done" }
@@ -24,6 +28,24 @@ export interface AppliedStep {
 export interface ReadOptions {
   /** Trust nothing remembered: ask the kernel again. Default false. */
   readonly fresh?: boolean;
+}
+
+/** The device of the path probes' reserved network: `probe-device.ts` puts an address and a socket on it. */
+export interface ProbeLink {
+  /** @throws NetError */
+  enter(steps: readonly EntryStep[]): void;
+  /** Deletes the device. @throws NetError */
+  close(): void;
+}
+
+export interface ProbeLinkOptions {
+  /** Where the device is to stand. */
+  readonly netns: Netns;
+  readonly name: string;
+  readonly mac: MacAddr;
+  readonly mtu: number;
+  readonly vtep: IpAddr;
+  readonly dataPathPort: number;
 }
 
 export interface Dataplane {
@@ -52,6 +74,16 @@ export interface Dataplane {
    * `undefined` means any network. From the event loop, never during `read` or `apply`.
    */
   watch(onDrift: (network: NetworkId | undefined) => void): void;
+
+  /**
+   * A device on the reserved network, down, whose frames go the same way as those of networks, but are lost instead of
+   * cut into pieces when they do not fit: that is what is measured.
+   * @throws NetError
+   */
+  openProbeLink(options: ProbeLinkOptions): ProbeLink;
+
+  /** What moves frames in this process has counted so far, by name; empty where the kernel moves them. */
+  counters(): Readonly<Record<string, number>>;
 
   close(): void;
 }

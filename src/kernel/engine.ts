@@ -6,10 +6,11 @@
 import type { Vni } from "../base/id.ts";
 import { type IpAddr, ipToBytes } from "../base/ip.ts";
 import { type EngineNetwork, encodeEngineTable } from "../overlay/engine-table.ts";
+import type { TapOptions } from "./netns.ts";
 import { type EngineCounters, native, type NativeEngine } from "./native.ts";
 
-/** `openTap` flags the engine's devices need: virtio headers, and several queues where the kernel has them. */
-export const ENGINE_TAP_FLAGS = 0x4000 | 0x0100; // IFF_VNET_HDR | IFF_MULTI_QUEUE
+/** How the engine's devices are opened: virtio headers, and several queues where the kernel has them. */
+export const ENGINE_TAP: TapOptions = { vnetHeaderBytes: 12, multiQueue: true };
 
 /** Default of Docker and IANA. */
 export const DEFAULT_ENGINE_PORT = 4789;
@@ -31,7 +32,9 @@ export interface EngineNetworkOptions {
   readonly vni: Vni;
   /** Of the inner interfaces, bytes. */
   readonly mtu: number;
-  /** Queues of one TAP device (`openTap` with ENGINE_TAP_FLAGS), 1 … 64. */
+  /** Outer packets too big for the way are lost instead of cut into pieces. Default false. */
+  readonly dontFragment?: boolean;
+  /** Queues of one TAP device (`Netns.openTap` with ENGINE_TAP), 1 … 64. */
   readonly tapFds: readonly number[];
 }
 
@@ -51,7 +54,7 @@ export class Engine {
 
   /** The descriptors belong to the engine from here on, unless it throws. @throws SyscallError, EEXIST for a known VNI */
   addNetwork(options: EngineNetworkOptions): void {
-    this.#native.addNetwork(options);
+    this.#native.addNetwork({ dontFragment: false, ...options });
   }
 
   /** Closes the network's TAP queues before it returns. Whether there was such a network. */

@@ -99,9 +99,14 @@ function probeInside(netns: Netns | undefined): Feature[] {
     inside("vxlan", (socket) =>
       createLink(socket, "create vxlan", { name: "probe-vxlan", info: PROBE_VXLAN }),
     ),
+    inside("tun", (_socket, inNetns) =>
+      // Persistent, to be the next one's lower device; it dies with the namespace.
+      closeSync(inNetns.openTap("probe-tap", { vnetHeaderBytes: 12, persist: true })),
+    ),
     inside("macvlan", (socket) => {
-      const link = findLink(socket, { name: "probe-vxlan" }) ?? findLink(socket, { name: "probe-veth" });
-      if (link === undefined) throw new NetError("ENODEV", "could not be tried without vxlan or veth");
+      const lower = ["probe-vxlan", "probe-tap", "probe-veth"].map((name) => findLink(socket, { name }));
+      const link = lower.find((one) => one !== undefined);
+      if (link === undefined) throw new NetError("ENODEV", "could not be tried without vxlan, tun or veth");
       createLink(socket, "create macvlan", {
         name: "probe-macvlan",
         link: link.ifindex,
@@ -114,7 +119,6 @@ function probeInside(netns: Netns | undefined): Feature[] {
         info: { kind: "bridge", multicastSnooping: false },
       }),
     ),
-    inside("tun", (_socket, inNetns) => closeSync(inNetns.openTap("probe-tap", { vnetHeaderBytes: 12 }))),
     inside("nftables", (_socket, inNetns) => {
       using socket = new NetlinkSocket("netfilter", inNetns);
       socket.get(

@@ -67,6 +67,7 @@ export interface NativeEngine {
   addNetwork(options: {
     readonly vni: number;
     readonly mtu: number;
+    readonly dontFragment: boolean;
     readonly tapFds: readonly number[];
   }): void;
   removeNetwork(vni: number): boolean;

@@ -29,6 +29,8 @@ export interface TapOptions {
   readonly vnetHeaderBytes?: number;
   /** `IFF_MULTI_QUEUE`: further opens of the same name add queues. */
   readonly multiQueue?: boolean;
+  /** The device outlives its queues, until it is deleted (TUNSETPERSIST). */
+  readonly persist?: boolean;
   /** `TUN_F_*` bits the reader of the queue can take. */
   readonly offload?: number;
 }
@@ -166,7 +168,10 @@ export class Netns implements Disposable {
 
   /** One queue of the TAP device `name` inside, made if absent. The caller owns the descriptor. @throws NetError */
   openTap(name: string, options: TapOptions): number {
-    const flags = (options.multiQueue ? IFF_MULTI_QUEUE : 0) | (options.vnetHeaderBytes ? IFF_VNET_HDR : 0);
+    const flags =
+      (options.multiQueue ? IFF_MULTI_QUEUE : 0) |
+      (options.vnetHeaderBytes ? IFF_VNET_HDR : 0) |
+      (options.persist ? IFF_PERSIST : 0);
     try {
       return native.openTap(this.fd, name, flags, options.vnetHeaderBytes ?? 0, options.offload ?? 0);
     } catch (error) {
@@ -185,6 +190,7 @@ export class Netns implements Disposable {
 }
 
 const IFF_MULTI_QUEUE = 0x0100;
+const IFF_PERSIST = 0x0800;
 const IFF_VNET_HDR = 0x4000;
 
 function sysctlPath(name: string): string {

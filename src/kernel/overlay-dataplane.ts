@@ -18,7 +18,7 @@ import {
   type OverlayStep,
 } from "../overlay/plan.ts";
 import { ApplyRound, DONE } from "./apply-round.ts";
-import type { AppliedStep, Dataplane, ReadOptions } from "./dataplane.ts";
+import type { AppliedStep, Dataplane, ProbeLink, ProbeLinkOptions, ReadOptions } from "./dataplane.ts";
 import { deleteLink } from "./links.ts";
 import { type EntryStep, isEntryStep } from "./neighbors.ts";
 import { Netns } from "./netns.ts";
@@ -84,14 +84,14 @@ export abstract class OverlayDataplane implements Dataplane {
     if (namespace === undefined) return this.#nothing(desired);
     if (options.fresh === true) namespace.forget();
     const links = namespace.links();
-    const entries = this.readEntries(namespace, links);
+    const entries = this.readEntries(desired, namespace, links);
     return {
       network: desired.network,
       namespace: true,
       wrongSysctls: links.wrongSysctls,
       vxlan: this.readDevice(desired, links),
       gateway: actualGateway(desired, links),
-      endpoints: actualEndpoints(desired, links),
+      endpoints: actualEndpoints(desired, links, desired.core && this.endpointGsoMaxSize(desired.core)),
       sandboxes: this.#sandboxes(desired, namespace),
       neighbors: entries?.neighbors ?? new Map(),
       fdb: entries?.fdb ?? new Map(),
@@ -118,7 +118,11 @@ export abstract class OverlayDataplane implements Dataplane {
   /** The network's device as found; undefined when there is none by its name. */
   protected abstract readDevice(desired: DesiredOverlay, links: LinkSnapshot): ActualVxlan | undefined;
   /** What forwards frames to remote endpoints just now; undefined without a device. */
-  protected abstract readEntries(namespace: NetworkNamespace, links: LinkSnapshot): Entries | undefined;
+  protected abstract readEntries(
+    desired: DesiredOverlay,
+    namespace: NetworkNamespace,
+    links: LinkSnapshot,
+  ): Entries | undefined;
   /** Makes what is remembered of the entries true, a slice at a time; a sweep compares. @throws NetError */
   protected abstract refreshEntries(namespace: NetworkNamespace, sweep: boolean): Sliced<void>;
   /** Made up at once, with our mark. @throws NetError */
@@ -134,6 +138,14 @@ export abstract class OverlayDataplane implements Dataplane {
   ): ReadonlyMap<number, NetError>;
   /** The network's namespace is gone, or another one stands in its place. */
   protected abstract forgetNetwork(network: NetworkId): void;
+
+  abstract openProbeLink(options: ProbeLinkOptions): ProbeLink;
+  abstract counters(): Readonly<Record<string, number>>;
+
+  /** The largest superframe that endpoints may send, bytes; undefined leaves the kernel's limit. */
+  protected endpointGsoMaxSize(_core: DesiredCore): number | undefined {
+    return undefined;
+  }
 
   #applyAll(desired: DesiredOverlay, steps: readonly OverlayStep[], round: ApplyRound): void {
     for (let at = 0; at < steps.length;) {
@@ -193,11 +205,18 @@ export abstract class OverlayDataplane implements Dataplane {
         return setGateway(namespace, step, what);
       case "create-endpoint":
         return this.#withSandbox(step.endpoint.sandbox, (sandbox) =>
-          createEndpoint(namespace, sandbox, step.endpoint, step.core, what),
+          createEndpoint(
+            namespace,
+            sandbox,
+            step.endpoint,
+            step.core,
+            this.endpointGsoMaxSize(step.core),
+            what,
+          ),
         );
       case "set-endpoint":
         return this.#withSandbox(step.endpoint.sandbox, (sandbox) =>
-          setEndpoint(namespace, sandbox, step, what),
+          setEndpoint(namespace, sandbox, step, this.endpointGsoMaxSize(step.core), what),
         );
       case "delete-endpoint":
         return deleteLink(socket, what, { name: step.ifname, targetNetnsId: step.sandbox });

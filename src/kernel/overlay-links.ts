@@ -113,11 +113,13 @@ function gatewayInfo(core: DesiredCore): LinkInfo {
 
 const MACVLAN: LinkInfo = { kind: "macvlan", mode: MACVLAN_MODE_BRIDGE };
 
+/** `gsoMaxSize`: what the dataplane takes at once; undefined leaves the kernel's choice. */
 export function createEndpoint(
   namespace: NetworkNamespace,
   sandbox: Netns,
   endpoint: DesiredEndpoint,
   core: DesiredCore,
+  gsoMaxSize: number | undefined,
   what: string,
 ): void {
   const { socket } = namespace;
@@ -139,16 +141,18 @@ export function createEndpoint(
     const text = `${what}: EEXIST (there is already an interface ${endpoint.ifname} in ${where} that is not ours)`;
     throw new NetError("EEXIST", text, { cause: error });
   }
-  configureEndpoint(namespace, sandbox, endpoint, core, endpoint.ifname, what);
+  configureEndpoint(namespace, sandbox, endpoint, core, gsoMaxSize, endpoint.ifname, what);
 }
 
 export function setEndpoint(
   namespace: NetworkNamespace,
   sandbox: Netns,
   step: Extract<OverlayStep, { readonly type: "set-endpoint" }>,
+  gsoMaxSize: number | undefined,
   what: string,
 ): void {
-  const ifindex = configureEndpoint(namespace, sandbox, step.endpoint, step.core, step.ifname, what);
+  const { endpoint, core, ifname } = step;
+  const ifindex = configureEndpoint(namespace, sandbox, endpoint, core, gsoMaxSize, ifname, what);
   if (step.remove.length === 0) return;
   using socket = new NetlinkSocket("route", sandbox);
   for (const address of step.remove) deleteAddress(socket, what, ifindex, address);
@@ -160,6 +164,7 @@ function configureEndpoint(
   sandbox: Netns,
   endpoint: DesiredEndpoint,
   core: DesiredCore,
+  gsoMaxSize: number | undefined,
   currentName: string,
   what: string,
 ): number {
@@ -172,6 +177,7 @@ function configureEndpoint(
     ifindex,
     alias,
     mtu: core.mtu,
+    ...(gsoMaxSize === undefined ? {} : { gsoMaxSize }),
     ...(link.mac === endpoint.mac ? {} : { mac: endpoint.mac }),
     ...(link.name === endpoint.ifname ? {} : { name: endpoint.ifname }),
     ...(core.linkKind === "macvlan" ? { info: MACVLAN } : {}),

@@ -77,8 +77,15 @@ function addressesOf(addresses: readonly InterfaceAddress[], ifindex: number): C
     .map((entry) => entry.address);
 }
 
-/** Interfaces in sandboxes that carry our mark, or that we made and died before marking. */
-export function actualEndpoints(desired: DesiredOverlay, links: LinkSnapshot): ActualEndpoint[] {
+/**
+ * Interfaces in sandboxes that carry our mark, or that we made and died before marking. One with another limit on
+ * superframes than `gsoMaxSize` is not attached as it should be.
+ */
+export function actualEndpoints(
+  desired: DesiredOverlay,
+  links: LinkSnapshot,
+  gsoMaxSize: number | undefined,
+): ActualEndpoint[] {
   const found: ActualEndpoint[] = [];
   for (const sandbox of links.sandboxes) {
     for (const link of sandbox.links) {
@@ -94,7 +101,10 @@ export function actualEndpoints(desired: DesiredOverlay, links: LinkSnapshot): A
         mtu: link.mtu,
         up: link.up,
         attached:
-          marked !== undefined && isInMode(link) && (link.kind !== "veth" || isPortAttached(links, id)),
+          marked !== undefined &&
+          isInMode(link) &&
+          (link.kind !== "veth" || isPortAttached(links, id)) &&
+          (gsoMaxSize === undefined || link.gsoMaxSize === gsoMaxSize),
         addresses: addressesOf(sandbox.addresses, link.ifindex),
       });
     }

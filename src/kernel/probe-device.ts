@@ -1,8 +1,8 @@
 /**
- * The device through which agents probe each other's data path: a VXLAN device like those of the networks, with a
- * reserved VNI, on the host's own VXLAN socket.
+ * The device through which agents probe each other's data path: a device like those of the networks, with a reserved
+ * VNI, on the VXLAN socket of the dataplane.
  *
- * A second UDP socket on the data-path port is not possible beside the kernel's, and would not take the same way. The
+ * A second UDP socket on the data-path port is not possible beside that, and would not take the same way. The
  * device lives in a namespace that has no name: it dies with this process however that ends, and no firewall rule or
  * route of the host meets the inner packets. Inside, every node has its own VTEP's address.
  */
@@ -15,19 +15,14 @@ import { plainBytes } from "../transport/plain-bytes.ts";
 import { NLM_F } from "../wire/netlink/message.ts";
 import { encodeRoute, RT_SCOPE, RT_TABLE, RTN } from "../wire/netlink/route.ts";
 import { RTM } from "../wire/netlink/rtnetlink.ts";
-import {
-  decodePathProbe,
-  encodePathProbe,
-  PROBE_PORT,
-  PROBE_VNI,
-  type PathProbe,
-} from "../wire/path-probe.ts";
+import { decodePathProbe, encodePathProbe, PROBE_PORT, type PathProbe } from "../wire/path-probe.ts";
 import { setAddress } from "./addresses.ts";
-import { createLink, deleteLink, findLink, setLink } from "./links.ts";
-import { applyEntries, type EntryStep } from "./neighbors.ts";
-import { NetlinkSocket, refusal } from "./netlink-socket.ts";
+import type { Dataplane, ProbeLink } from "./dataplane.ts";
+import { setLink } from "./links.ts";
+import type { EntryStep } from "./neighbors.ts";
+import { NetlinkSocket } from "./netlink-socket.ts";
 import { Netns } from "./netns.ts";
-import { VXLAN_FLAGS, VXLAN_SETTINGS } from "./overlay-links.ts";
+import { requireLink } from "./overlay-links.ts";
 
 /** Its name; in `ip -all netns exec ip link` nobody sees it, in the kernel's log everybody. */
 export const PROBE_LINK = "na-probe";
@@ -39,6 +34,7 @@ const ROUTE_STATIC = 4;
 export interface ProbeDeviceOptions {
   /** A name is needed for a moment. */
   readonly runDirectory: string;
+  readonly dataplane: Pick<Dataplane, "openProbeLink">;
   readonly vtep: IpAddr;
   readonly dataPathPort: number;
   readonly onProbe: (from: IpAddr, probe: PathProbe) => void;
@@ -49,16 +45,16 @@ export class ProbeDevice implements Disposable {
   readonly #netns: Netns;
   readonly #netlink: NetlinkSocket;
   readonly #socket: Socket;
-  readonly #ifindex: number;
+  readonly #link: ProbeLink;
   readonly #peers = new Set<IpAddr>();
   #closed = false;
 
-  private constructor(options: ProbeDeviceOptions, netns: Netns, netlink: NetlinkSocket, ifindex: number) {
+  private constructor(options: ProbeDeviceOptions, netns: Netns, netlink: NetlinkSocket, link: ProbeLink) {
     const { vtep } = options;
     this.#vtep = vtep;
     this.#netns = netns;
     this.#netlink = netlink;
-    this.#ifindex = ifindex;
+    this.#link = link;
     this.#socket = createSocket(isIpv4(vtep) ? "udp4" : "udp6");
     // Unreachable and the like: silence says the same.
     this.#socket.on("error", () => undefined);
@@ -83,36 +79,27 @@ export class ProbeDevice implements Disposable {
     Netns.remove(path);
     const netns = Netns.create(path);
     let netlink: NetlinkSocket | undefined;
+    let link: ProbeLink | undefined;
     try {
       Netns.remove(path);
       const what = `create ${PROBE_LINK}`;
-      using host = new NetlinkSocket("route");
-      createLink(host, what, {
+      link = options.dataplane.openProbeLink({
+        netns,
         name: PROBE_LINK,
-        mtu: INNER_MTU,
         mac: probeMac(vtep),
-        up: true,
-        netnsFd: netns.fd,
-        info: {
-          kind: "vxlan",
-          vni: PROBE_VNI,
-          port: dataPathPort,
-          local: vtep,
-          ...VXLAN_FLAGS,
-          ...VXLAN_SETTINGS,
-          proxy: false,
-          // So that what does not fit is lost and not cut into pieces on the way: that is what is measured.
-          dontFragment: true,
-        },
+        mtu: INNER_MTU,
+        vtep,
+        dataPathPort,
       });
       netlink = new NetlinkSocket("route", netns);
-      const ifindex = findLink(netlink, { name: PROBE_LINK })?.ifindex ?? 0;
-      // Up once more: of a device made in another namespace the kernel forgets it (dev_change_net_namespace).
+      const { ifindex } = requireLink(netlink, PROBE_LINK);
+      // Of a device made in another namespace the kernel forgets that it was up (dev_change_net_namespace).
       setLink(netlink, what, { ifindex, up: true });
       setAddress(netlink, what, ifindex, { ip: vtep, prefixLength: isIpv4(vtep) ? 32 : 128 });
       addDefaultRoute(netlink, what, ifindex, vtep);
-      return new ProbeDevice(options, netns, netlink, ifindex);
+      return new ProbeDevice(options, netns, netlink, link);
     } catch (error) {
+      link?.close();
       netlink?.close();
       netns.close();
       throw error;
@@ -132,8 +119,7 @@ export class ProbeDevice implements Disposable {
         steps.push({ type: "delete-neighbor", ip }, { type: "delete-fdb", mac: probeMac(ip) });
     }
     if (steps.length === 0) return;
-    const failure = applyEntries(this.#netlink, this.#ifindex, steps)[0];
-    if (failure !== undefined) throw refusal(`enter peers into ${PROBE_LINK}`, failure);
+    this.#link.enter(steps);
     this.#peers.clear();
     for (const ip of peers) this.#peers.add(ip);
   }
@@ -147,8 +133,7 @@ export class ProbeDevice implements Disposable {
     this.#closed = true;
     this.#socket.close();
     try {
-      // The namespace takes it along, but only in a while.
-      deleteLink(this.#netlink, `delete ${PROBE_LINK}`, { name: PROBE_LINK });
+      this.#link.close();
     } finally {
       this.#netlink.close();
       this.#netns.close();

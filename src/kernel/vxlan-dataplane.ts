@@ -14,13 +14,15 @@ import type { DesiredCore, DesiredOverlay } from "../overlay/desired.ts";
 import { networkAlias, VXLAN_LINK } from "../overlay/naming.ts";
 import { type ActualOverlay, type ActualVxlan, formatStep } from "../overlay/plan.ts";
 import type { Link } from "../wire/netlink/link.ts";
+import { PROBE_VNI } from "../wire/path-probe.ts";
+import type { ProbeLink, ProbeLinkOptions } from "./dataplane.ts";
 import { createLink, deleteLink, listLinks, setLink } from "./links.ts";
 import { applyEntries, type EntryStep } from "./neighbors.ts";
 import { NetlinkSocket, refusal } from "./netlink-socket.ts";
 import { IPROUTE_NETNS_DIRECTORY, Netns } from "./netns.ts";
 import { type LinkSnapshot, namespaceIdOf, type NetworkNamespace } from "./network-namespace.ts";
 import { type DataplaneOptions, OverlayDataplane } from "./overlay-dataplane.ts";
-import { requireLink, setVxlan, vxlanInfo } from "./overlay-links.ts";
+import { requireLink, setVxlan, VXLAN_FLAGS, VXLAN_SETTINGS, vxlanInfo } from "./overlay-links.ts";
 import { actualVxlan } from "./overlay-reader.ts";
 
 /** More entry steps than this in one call: their notifications are not listened to. */
@@ -38,6 +40,47 @@ export class VxlanDataplane extends OverlayDataplane {
     this.#hostSocket = new NetlinkSocket("route", this.host);
   }
 
+  override openProbeLink(options: ProbeLinkOptions): ProbeLink {
+    const { netns, name, mac, mtu, vtep, dataPathPort } = options;
+    createLink(this.#hostSocket, `create ${name}`, {
+      name,
+      mtu,
+      mac,
+      up: true,
+      netnsFd: netns.fd,
+      info: {
+        kind: "vxlan",
+        vni: PROBE_VNI,
+        port: dataPathPort,
+        local: vtep,
+        ...VXLAN_FLAGS,
+        ...VXLAN_SETTINGS,
+        proxy: false,
+        dontFragment: true,
+      },
+    });
+    const socket = new NetlinkSocket("route", netns);
+    const ifindex = requireLink(socket, name).ifindex;
+    return {
+      enter: (steps) => {
+        const failure = applyEntries(socket, ifindex, steps)[0];
+        if (failure !== undefined) throw refusal(`enter peers into ${name}`, failure);
+      },
+      close: () => {
+        try {
+          // The namespace takes it along, but only in a while.
+          deleteLink(socket, `delete ${name}`, { name });
+        } finally {
+          socket.close();
+        }
+      },
+    };
+  }
+
+  override counters(): Readonly<Record<string, number>> {
+    return {};
+  }
+
   override close(): void {
     this.#hostSocket.close();
     super.close();
@@ -48,6 +91,7 @@ export class VxlanDataplane extends OverlayDataplane {
   }
 
   protected override readEntries(
+    _desired: DesiredOverlay,
     namespace: NetworkNamespace,
     { vxlan }: LinkSnapshot,
   ): Pick<ActualOverlay, "neighbors" | "fdb"> | undefined {

@@ -51,7 +51,10 @@ export interface ActualEndpoint {
   readonly mac: MacAddr;
   readonly mtu: number;
   readonly up: boolean;
-  /** The alias is written and, for veth, the other end is up on the bridge with its static entry. */
+  /**
+   * The alias is written, superframes are limited as the dataplane wants it and, for veth, the other end is up on the
+   * bridge with its static entry.
+   */
   readonly attached: boolean;
   readonly addresses: readonly Cidr[];
 }

@@ -3,15 +3,15 @@
  * kernel's VXLAN device or with the userspace engine. For the engine's tests and its benchmark.
  */
 import { execFileSync, spawn, type ChildProcess } from "node:child_process";
-import { closeSync, existsSync, mkdirSync, openSync, statSync } from "node:fs";
+import { existsSync, mkdirSync, statSync } from "node:fs";
 import { dirname, join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 import { assert } from "../../src/base/assert.ts";
 import { vni } from "../../src/base/id.ts";
 import { parseIp } from "../../src/base/ip.ts";
 import { parseMac } from "../../src/base/mac.ts";
-import { Engine, ENGINE_TAP_FLAGS } from "../../src/kernel/engine.ts";
-import { native } from "../../src/kernel/native.ts";
+import { Engine, ENGINE_TAP } from "../../src/kernel/engine.ts";
+import { Netns } from "../../src/kernel/netns.ts";
 import { engineGsoMaxSize, type EngineNetwork } from "../../src/overlay/engine-table.ts";
 
 export type Side = "kernel" | "engine";
@@ -228,24 +228,18 @@ export class EngineLab implements Disposable {
   }
 
   #engine(side: 0 | 1, overlay: string): Engine {
-    const hostFd = openSync(`/run/netns/${this.host(side)}`, "r");
-    const overlayFd = openSync(`/run/netns/${overlay}`, "r");
-    try {
-      const spin = this.#options.spinMicros;
-      const engine = new Engine({
-        addresses: [parseIp(this.vtep(side))],
-        netnsFd: hostFd,
-        ...(this.#options.port === undefined ? {} : { port: this.#options.port }),
-        ...(spin === undefined ? {} : { spinMicros: spin }),
-      });
-      const tap = native.openTap(overlayFd, "ov0", ENGINE_TAP_FLAGS, 0, 0);
-      engine.addNetwork({ vni: LAB_VNI, mtu: this.#mtu, tapFds: [tap] });
-      engine.publish([this.#network(side, this.vtep(side === 0 ? 1 : 0))]);
-      return engine;
-    } finally {
-      closeSync(hostFd);
-      closeSync(overlayFd);
-    }
+    using host = Netns.open(`/run/netns/${this.host(side)}`);
+    using inside = Netns.open(`/run/netns/${overlay}`);
+    const spin = this.#options.spinMicros;
+    const engine = new Engine({
+      addresses: [parseIp(this.vtep(side))],
+      netnsFd: host.fd,
+      ...(this.#options.port === undefined ? {} : { port: this.#options.port }),
+      ...(spin === undefined ? {} : { spinMicros: spin }),
+    });
+    engine.addNetwork({ vni: LAB_VNI, mtu: this.#mtu, tapFds: [inside.openTap("ov0", ENGINE_TAP)] });
+    engine.publish([this.#network(side, this.vtep(side === 0 ? 1 : 0))]);
+    return engine;
   }
 
   /** As Docker makes it: in the host's namespace, for its UDP socket, then moved. */

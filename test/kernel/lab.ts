@@ -17,9 +17,10 @@ import {
   overlayMtu,
   type RemotePeer,
 } from "../../src/overlay/desired.ts";
-import { type OverlayPlan, planOverlay } from "../../src/overlay/plan.ts";
-import type { AppliedStep } from "../../src/kernel/dataplane.ts";
+import { formatStep, type OverlayPlan, planOverlay } from "../../src/overlay/plan.ts";
+import type { AppliedStep, Dataplane } from "../../src/kernel/dataplane.ts";
 import { IPROUTE_NETNS_DIRECTORY, Netns } from "../../src/kernel/netns.ts";
+import { TapDataplane } from "../../src/kernel/tap-dataplane.ts";
 import { VxlanDataplane } from "../../src/kernel/vxlan-dataplane.ts";
 
 let counter = 0;
@@ -40,11 +41,13 @@ export class KernelLab implements Disposable {
   }
 
   /** Two hosts joined by a veth pair: `addresses` are theirs, with prefix length. */
-  hosts(addresses: readonly [string, string], mtu = 1500): readonly [LabHost, LabHost] {
-    const [a, b] = addresses.map((address, index) => this.host(`host${index}`, address)) as [
-      LabHost,
-      LabHost,
-    ];
+  hosts(
+    addresses: readonly [string, string],
+    mtu = 1500,
+    kinds: readonly [Dataplane["kind"], Dataplane["kind"]] = ["kernel", "kernel"],
+  ): readonly [LabHost, LabHost] {
+    const a = this.host("host0", addresses[0], kinds[0]);
+    const b = this.host("host1", addresses[1], kinds[1]);
     run(
       "ip",
       "link",
@@ -71,10 +74,10 @@ export class KernelLab implements Disposable {
     return [a, b];
   }
 
-  host(name: string, address: string): LabHost {
+  host(name: string, address: string, kind: Dataplane["kind"] = "kernel"): LabHost {
     const { name: namespace, path } = this.namespace(name);
     const runDirectory = mkdtempSync(join(tmpdir(), `${this.#prefix}-`));
-    const host = new LabHost(namespace, path, runDirectory, address);
+    const host = new LabHost(namespace, path, runDirectory, address, kind);
     this.#cleanups.push(() => {
       host.close();
       for (const id of host.dataplane.list()) Netns.remove(join(runDirectory, "netns", `ov-${id}`));
@@ -109,9 +112,17 @@ export class LabHost {
   readonly runDirectory: string;
   /** With prefix length. */
   readonly address: string;
-  dataplane: VxlanDataplane;
+  readonly kind: Dataplane["kind"];
+  dataplane: Dataplane;
 
-  constructor(namespace: string, path: string, runDirectory: string, address: string) {
+  constructor(
+    namespace: string,
+    path: string,
+    runDirectory: string,
+    address: string,
+    kind: Dataplane["kind"],
+  ) {
+    this.kind = kind;
     this.namespace = namespace;
     this.path = path;
     this.runDirectory = runDirectory;
@@ -123,8 +134,11 @@ export class LabHost {
     return parseCidr(this.address).ip;
   }
 
-  newDataplane(): VxlanDataplane {
-    return new VxlanDataplane({ runDirectory: this.runDirectory, hostNamespace: this.path });
+  newDataplane(kind = this.kind): Dataplane {
+    const options = { runDirectory: this.runDirectory, hostNamespace: this.path };
+    return kind === "kernel"
+      ? new VxlanDataplane(options)
+      : new TapDataplane({ ...options, addresses: [this.vtep] });
   }
 
   ip(...args: string[]): string {
@@ -220,4 +234,28 @@ export function manyPeers(addresses: number, macs: number): RemotePeer[] {
     const vtep = ipv4FromNumber(0xc0000202 + ((index % macs) % 200));
     return { endpoint: endpointId(`p${index}`), ip, prefixLength: 8, mac, vtep };
   });
+}
+
+/** What went wrong; empty when all steps were done. */
+export function failures(applied: readonly AppliedStep[]): string[] {
+  return applied.flatMap(({ result }) => {
+    if (result.status === "done") return [];
+    return result.status === "failed" ? result.error.message : result.status;
+  });
+}
+
+/** The plan for people. */
+export function lines(plan: OverlayPlan, network: OverlayNetwork): string[] {
+  return plan.steps.map((step) => formatStep(network.id, step));
+}
+
+/** Which links are there, and whether they are the same as before. */
+export function ifindexes(namespace: string): unknown {
+  const links = JSON.parse(run("ip", "-n", namespace, "-j", "link")) as { ifindex: number; ifname: string }[];
+  return links.map(({ ifindex, ifname }) => [ifindex, ifname]);
+}
+
+export function linkNames(namespace: string): string[] {
+  const links = JSON.parse(run("ip", "-n", namespace, "-j", "link")) as { ifname: string }[];
+  return links.map(({ ifname }) => ifname).sort();
 }

@@ -12,7 +12,20 @@ import type { AppliedStep } from "../../src/kernel/dataplane.ts";
 import { Netns } from "../../src/kernel/netns.ts";
 import type { DesiredOverlay, LinkKind, OverlayNetwork, RemotePeer } from "../../src/overlay/desired.ts";
 import { formatStep, type OverlayPlan, planOverlay } from "../../src/overlay/plan.ts";
-import { KernelLab, type LabHost, manyPeers, pings, run, rowOf, testEndpoint, testNetwork } from "./lab.ts";
+import {
+  failures,
+  ifindexes,
+  KernelLab,
+  type LabHost,
+  lines,
+  linkNames,
+  manyPeers,
+  pings,
+  run,
+  rowOf,
+  testEndpoint,
+  testNetwork,
+} from "./lab.ts";
 
 for (const kind of ["macvlan", "veth"] satisfies LinkKind[]) {
   test(`${kind}: endpoints on two hosts, on one host, gateway and host leg reach each other`, () => {
@@ -541,28 +554,7 @@ function pair(
   return { a, b, web, db, network, desiredA, peers, overlayA };
 }
 
-function failures(applied: readonly AppliedStep[]): string[] {
-  return applied.flatMap(({ result }) => {
-    if (result.status === "done") return [];
-    return result.status === "failed" ? result.error.message : result.status;
-  });
-}
-
-function lines(plan: OverlayPlan, network: OverlayNetwork): string[] {
-  return plan.steps.map((step) => formatStep(network.id, step));
-}
-
-function ifindexes(namespace: string): unknown {
-  const links = JSON.parse(run("ip", "-n", namespace, "-j", "link")) as { ifindex: number; ifname: string }[];
-  return links.map(({ ifindex, ifname }) => [ifindex, ifname]);
-}
-
 function operstate(namespace: string, name: string): string | undefined {
   const links = JSON.parse(run("ip", "-n", namespace, "-j", "link", "show", name)) as { operstate: string }[];
   return links[0]?.operstate;
-}
-
-function linkNames(namespace: string): string[] {
-  const links = JSON.parse(run("ip", "-n", namespace, "-j", "link")) as { ifname: string }[];
-  return links.map(({ ifname }) => ifname).sort();
 }

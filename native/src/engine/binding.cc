@@ -113,9 +113,9 @@ bool EngineBinding::Open(Napi::Env env) const {
   return engine_ != nullptr;
 }
 
-/** addNetwork({ vni, mtu, tapFds: number[] }): the descriptors are the engine's from here on, unless it throws. */
+/** addNetwork({ vni, mtu, dontFragment, tapFds: number[] }): the descriptors are the engine's from here on, unless it throws. */
 Napi::Value EngineBinding::AddNetwork(const Napi::CallbackInfo& info) {
-  constexpr char kUsage[] = "addNetwork({ vni, mtu, tapFds })";
+  constexpr char kUsage[] = "addNetwork({ vni, mtu, dontFragment, tapFds })";
   const Napi::Env env = info.Env();
   if (!Open(env)) return env.Undefined();
   if (info.Length() != 1 || !info[0].IsObject()) return ThrowArgumentError(env, kUsage);
@@ -124,11 +124,12 @@ Napi::Value EngineBinding::AddNetwork(const Napi::CallbackInfo& info) {
   uint32_t mtu = 0;
   std::vector<int> descriptors;
   if (!ReadNumber(options, "vni", 0, 0xffffff, vni) || !ReadNumber(options, "mtu", 68, 65535, mtu) ||
-      !ReadTaps(options, descriptors))
+      !options.Get("dontFragment").IsBoolean() || !ReadTaps(options, descriptors))
     return ThrowArgumentError(env, kUsage);
+  const bool dont_fragment = options.Get("dontFragment").As<Napi::Boolean>();
   std::vector<UniqueFd> taps;
   for (const int fd : descriptors) taps.emplace_back(fd);
-  if (SyscallResult result = engine_->AddNetwork(vni, mtu, taps); !result.ok()) {
+  if (SyscallResult result = engine_->AddNetwork(vni, mtu, dont_fragment, taps); !result.ok()) {
     for (UniqueFd& tap : taps) tap.release();
     return Throw(env, result);
   }

@@ -116,14 +116,15 @@ Engine::~Engine() {
     if (thread.joinable()) thread.join();
 }
 
-SyscallResult Engine::AddNetwork(uint32_t vni, uint32_t mtu, std::vector<UniqueFd>& taps) {
+SyscallResult Engine::AddNetwork(uint32_t vni, uint32_t mtu, bool dont_fragment, std::vector<UniqueFd>& taps) {
   const Snapshot& current = snapshot_.current();
   if (current.Find(vni) != nullptr) {
     errno = EEXIST;
     return SyscallResult::Failed("addNetwork", "VNI " + std::to_string(vni));
   }
   std::shared_ptr<Network> network;
-  if (SyscallResult result = Network::Open(vni, mtu, taps, counters_[kRx], network); !result.ok()) return result;
+  if (SyscallResult result = Network::Open(vni, mtu, dont_fragment, taps, counters_[kRx], network); !result.ok())
+    return result;
   auto next = std::make_unique<Snapshot>(current);
   const auto place = std::lower_bound(next->networks.begin(), next->networks.end(), vni,
                                       [](const auto& other, uint32_t key) { return other->vni() < key; });

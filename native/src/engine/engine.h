@@ -37,7 +37,7 @@ class Engine {
   Engine& operator=(const Engine&) = delete;
 
   /** Takes over the TAP queues on success only. EEXIST when the VNI is there already. */
-  SyscallResult AddNetwork(uint32_t vni, uint32_t mtu, std::vector<UniqueFd>& taps);
+  SyscallResult AddNetwork(uint32_t vni, uint32_t mtu, bool dont_fragment, std::vector<UniqueFd>& taps);
   /** False when there is no such network. Its TAP queues are closed when this returns. */
   bool RemoveNetwork(uint32_t vni);
   void PublishTable(std::unique_ptr<const ForwardingTable> table);

@@ -16,8 +16,8 @@ constexpr unsigned kTunUso6 = 0x40;
 
 }  // namespace
 
-SyscallResult Network::Open(uint32_t vni, uint32_t mtu, std::vector<UniqueFd>& taps, CounterCell& cell,
-                            std::shared_ptr<Network>& out) {
+SyscallResult Network::Open(uint32_t vni, uint32_t mtu, bool dont_fragment, std::vector<UniqueFd>& taps,
+                            CounterCell& cell, std::shared_ptr<Network>& out) {
   const std::string object = "TAP of VNI " + std::to_string(vni);
   bool udp_segmentation = true;
   for (const UniqueFd& tap : taps) {
@@ -39,7 +39,7 @@ SyscallResult Network::Open(uint32_t vni, uint32_t mtu, std::vector<UniqueFd>& t
     udp_segmentation = false;
     if (ioctl(tap.get(), TUNSETOFFLOAD, offloads) != 0) return SyscallResult::Failed("TUNSETOFFLOAD", object);
   }
-  out = std::shared_ptr<Network>(new Network(vni, mtu, udp_segmentation, std::move(taps), cell));
+  out = std::shared_ptr<Network>(new Network(vni, mtu, dont_fragment, udp_segmentation, std::move(taps), cell));
   return SyscallResult::Ok();
 }
 

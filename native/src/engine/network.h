@@ -15,12 +15,14 @@ class Network final : public FrameSink {
  public:
   /**
    * Takes over the queues of one TAP device (IFF_TAP | IFF_NO_PI | IFF_VNET_HDR), makes them non-blocking and asks for
-   * every offload the kernel has. `cell`: counters of the thread that will call Emit.
+   * every offload the kernel has. `dont_fragment`: outer packets that are too big are lost, not cut. `cell`: counters
+   * of the thread that will call Emit.
    */
-  static SyscallResult Open(uint32_t vni, uint32_t mtu, std::vector<UniqueFd>& taps, CounterCell& cell,
-                            std::shared_ptr<Network>& out);
+  static SyscallResult Open(uint32_t vni, uint32_t mtu, bool dont_fragment, std::vector<UniqueFd>& taps,
+                            CounterCell& cell, std::shared_ptr<Network>& out);
 
   uint32_t vni() const { return vni_; }
+  bool dont_fragment() const { return dont_fragment_; }
   const std::vector<UniqueFd>& taps() const { return taps_; }
 
   /** Receiving thread only. */
@@ -29,10 +31,16 @@ class Network final : public FrameSink {
   bool Write(const uint8_t* frame, size_t length) const;
 
  private:
-  Network(uint32_t vni, uint32_t mtu, bool udp_segmentation, std::vector<UniqueFd> taps, CounterCell& cell)
-      : FrameSink(mtu, udp_segmentation), vni_(vni), taps_(std::move(taps)), cell_(cell) {}
+  Network(uint32_t vni, uint32_t mtu, bool dont_fragment, bool udp_segmentation, std::vector<UniqueFd> taps,
+          CounterCell& cell)
+      : FrameSink(mtu, udp_segmentation),
+        vni_(vni),
+        dont_fragment_(dont_fragment),
+        taps_(std::move(taps)),
+        cell_(cell) {}
 
   uint32_t vni_;
+  bool dont_fragment_;
   std::vector<UniqueFd> taps_;
   CounterCell& cell_;
 };

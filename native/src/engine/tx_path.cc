@@ -92,7 +92,8 @@ void TxPath::Handle(const Snapshot& snapshot, const Network& network, uint8_t* d
   if (!PlanSegments(frame, header, data, plan)) return counters_.Add(Counter::txDropMalformed);
 
   const uint8_t ecn = OuterEcn(frame.ecn());
-  const uint8_t source = static_cast<uint8_t>(FlowHash(frame) % senders.size());
+  const size_t flows = senders.size() - 1;
+  const uint8_t source = static_cast<uint8_t>(network.dont_fragment() ? flows : FlowHash(frame) % flows);
   if (plan.header_bytes == 0) {
     if (length + kVxlanBytes > kMaxRunBytes) return counters_.Add(Counter::txDropTooBig);
     // The virtio header has been read: its last bytes make room for ours.
@@ -159,7 +160,7 @@ TxPath::Run* TxPath::RunFor(const Snapshot& snapshot, uint32_t vtep, uint8_t sou
   }
   if (run_count_ == kMaxRuns) SendAll(snapshot);
   const bool v4 = snapshot.table->vtep(vtep).is_v4();
-  (v4 ? sources_v4_ : sources_v6_) |= 1u << source;
+  (v4 ? sources_v4_ : sources_v6_) |= uint64_t{1} << source;
   Run& run = runs_[run_count_++];
   run.vtep = vtep;
   run.bytes = size;

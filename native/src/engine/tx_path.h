@@ -66,8 +66,8 @@ class TxPath {
   std::unique_ptr<Run[]> runs_;
   size_t headers_used_ = 0;
   int run_count_ = 0;
-  uint32_t sources_v4_ = 0;  // bit per source port that this batch sends from
-  uint32_t sources_v6_ = 0;
+  uint64_t sources_v4_ = 0;  // bit per source port that this batch sends from
+  uint64_t sources_v6_ = 0;
 };
 
 }  // namespace netagent::engine

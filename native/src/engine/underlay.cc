@@ -50,7 +50,7 @@ SyscallResult OpenReceiver(const IpKey& address, uint16_t port, UniqueFd& out) {
   return result == 0 ? SyscallResult::Ok() : SyscallResult::Failed("setsockopt", Name(address, port));
 }
 
-SyscallResult OpenSender(const IpKey& address, UniqueFd& out) {
+SyscallResult OpenSender(const IpKey& address, bool dont_fragment, UniqueFd& out) {
   if (SyscallResult result = OpenSocket(address, 0, out); !result.ok()) return result;
   const int fd = out.get();
   if (Set(fd, SOL_SOCKET, SO_SNDBUFFORCE, kBufferBytes) != 0) Set(fd, SOL_SOCKET, SO_SNDBUF, kBufferBytes);
@@ -60,9 +60,12 @@ SyscallResult OpenSender(const IpKey& address, UniqueFd& out) {
   if (setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &filter, sizeof filter) != 0 ||
       setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &kSendTimeout, sizeof kSendTimeout) != 0)
     return SyscallResult::Failed("setsockopt", Name(address, 0));
-  // Like a VXLAN device with `df unset`: too large for the path means fragments, not silence.
-  const int result = address.is_v4() ? Set(fd, IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DONT)
-                                     : Set(fd, IPPROTO_IPV6, IPV6_MTU_DISCOVER, IPV6_PMTUDISC_DONT);
+  // Like a VXLAN device with `df unset`: too large for the path means fragments, not silence. Or like one with `df set`,
+  // but deaf to what routers say: whatever was lost once, the next try says anew.
+  const int result =
+      address.is_v4()
+          ? Set(fd, IPPROTO_IP, IP_MTU_DISCOVER, dont_fragment ? IP_PMTUDISC_PROBE : IP_PMTUDISC_DONT)
+          : Set(fd, IPPROTO_IPV6, IPV6_MTU_DISCOVER, dont_fragment ? IPV6_PMTUDISC_PROBE : IPV6_PMTUDISC_DONT);
   return result == 0 ? SyscallResult::Ok() : SyscallResult::Failed("setsockopt", Name(address, 0));
 }
 
@@ -77,9 +80,9 @@ SyscallResult Underlay::Open(const std::vector<IpKey>& addresses, uint16_t port,
     underlay.receivers_.push_back(std::move(receiver));
     // The first address of a family is the one peers know us by (source VTEP check at their side).
     std::vector<UniqueFd>& senders = address.is_v4() ? underlay.senders_v4_ : underlay.senders_v6_;
-    for (int i = 0; i < source_ports && senders.size() < static_cast<size_t>(source_ports); i++) {
+    for (int i = static_cast<int>(senders.size()); i <= source_ports; i++) {
       UniqueFd sender;
-      if (SyscallResult result = OpenSender(address, sender); !result.ok()) return result;
+      if (SyscallResult result = OpenSender(address, i == source_ports, sender); !result.ok()) return result;
       senders.push_back(std::move(sender));
     }
   }

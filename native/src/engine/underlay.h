@@ -12,7 +12,8 @@ namespace netagent::engine {
 /**
  * The UDP sockets, in the network namespace of the thread that opens them. Per local address one that receives on the
  * VXLAN port, with UDP_GRO; per family a pool that only sends, each from a port of its own: the inner flow's
- * hash picks the socket, so that receivers and fabrics spread load (RFC 7348 §5).
+ * hash picks the socket, so that receivers and fabrics spread load (RFC 7348 §5). The last of a pool is for what must
+ * not be cut into pieces on the way.
  */
 class Underlay {
  public:

@@ -97,6 +97,8 @@ export interface LinkSettings {
   readonly mac?: MacAddr;
   /** Not honored when a link is made: set it afterwards. */
   readonly alias?: string;
+  /** Largest superframe the device takes, bytes; 0 … the device's own limit. */
+  readonly gsoMaxSize?: number;
   /** ifindex of the bridge, 0 for none. */
   readonly master?: number;
   /** ifindex of the lower device. */
@@ -120,6 +122,8 @@ export interface Link {
   readonly mtu: number;
   readonly mac: MacAddr | undefined;
   readonly alias: string;
+  /** Largest superframe the device takes, bytes; 0 when the kernel does not say. */
+  readonly gsoMaxSize: number;
   readonly master: number | undefined;
   readonly link: number | undefined;
   /** Namespace id of the lower device or peer, when it is elsewhere. */
@@ -147,6 +151,7 @@ const IFLA = {
   netnsFd: 28,
   extMask: 29,
   linkNetnsId: 37,
+  gsoMaxSize: 41,
   targetNetnsId: 46,
 } as const;
 const IFLA_INFO = { kind: 1, data: 2, slaveKind: 4, slaveData: 5 } as const;
@@ -183,6 +188,7 @@ export function encodeLink(settings: LinkSettings, out: ByteWriter): void {
   if (settings.mac !== undefined) writeAttribute(out, IFLA.address, macToBytes(settings.mac));
   if (settings.mtu !== undefined) writeU32Attribute(out, IFLA.mtu, settings.mtu);
   if (settings.alias !== undefined) writeTextAttribute(out, IFLA.alias, settings.alias);
+  if (settings.gsoMaxSize !== undefined) writeU32Attribute(out, IFLA.gsoMaxSize, settings.gsoMaxSize);
   if (settings.master !== undefined) writeU32Attribute(out, IFLA.master, settings.master);
   if (settings.link !== undefined) writeU32Attribute(out, IFLA.link, settings.link);
   if (settings.netnsFd !== undefined) writeU32Attribute(out, IFLA.netnsFd, settings.netnsFd);
@@ -248,6 +254,7 @@ export function decodeLink(payload: Uint8Array): Link {
     mtu: u32(IFLA.mtu) ?? 0,
     mac: address?.length === 6 ? macFromBytes(address) : undefined,
     alias: mapped(attributes.get(IFLA.alias), decodeText) ?? "",
+    gsoMaxSize: u32(IFLA.gsoMaxSize) ?? 0,
     master: u32(IFLA.master),
     link: u32(IFLA.link),
     linkNetnsId: mapped(attributes.get(IFLA.linkNetnsId), decodeI32),
