@@ -20,16 +20,16 @@ const SUBNET = "10.0.9.0/24";
 /** Docker gives addresses from the lower half, netagent from the upper one. */
 const DOCKER_RANGE = "10.0.9.0/25";
 const OUR_RANGE = "10.0.9.128/25";
-/** Complaints about kernel settings, storage and limits that a machine for tests need not have. */
+/** Complaints about kernel settings, storage, limits and an internet that a machine for tests need not have. */
 const ENVIRONMENT =
-  /reading the kernel parameter|default vlan|cgroup|containerd config|plugin io\.containerd|devmapper|diagnostic server/;
+  /reading the kernel parameter|default vlan|cgroup|containerd config|plugin io\.containerd|devmapper|diagnostic server|registry|pulling image/;
 /**
- * Complaints of 20.10 about itself, seen in swarms without a netagent, too: containers that end, a network taken apart
+ * Complaints of 20.10 about itself, seen in swarms without a netagent, too: tasks and containers that end, a network taken apart
  * while its rows are still deleted one by one, a peer programmed twice (by the replay and by the watch), a row of the
  * other dockerd deleted twice (by its leaving the network, and by the delete that the leave overtook).
  */
 const ITS_OWN =
-  /shim disconnected|cleanup warnings|Unable to complete atomic operation|network \w+ not found|Neighbor entry already present|(was not in db|not delete fdb entry|transient condition).*(192\.168\.1|10\.66\.0)\.1[12]\b/;
+  /rmServiceBinding|shim disconnected|cleanup warnings|Unable to complete atomic operation|network \w+ not found|Neighbor entry already present|(was not in db|not delete fdb entry|transient condition).*(192\.168\.1|10\.66\.0)\.1[12]\b/;
 /** What is netagent's in a complaint: its address, its endpoints' addresses and MACs. */
 const OURS = /(192\.168\.1|10\.66\.0)\.104|10\.0\.9\.(12[89]|1[3-9]\d)|02:42:0a:00:09:[89a-f]/;
 const UNREADABLE = /decod|unmarshal|malformed|invalid|corrupt|panic/i;
@@ -140,7 +140,7 @@ export async function serveOurs(lab: Lab, node: Host, name: string): Promise<Our
 
 /**
  * Waits until both dockerds and the netagent hold the same members and rows, the named ones exactly `names`, and all
- * three kernels exactly the entries these rows mean.
+ * three kernels exactly the entries these rows mean. Tasks are named `SERVICE.SLOT`.
  */
 export async function allAgree({ swarm, node, without }: Shared, names: readonly string[]): Promise<void> {
   const wanted = [...names].sort().join();
@@ -197,10 +197,14 @@ async function addDataPath(host: Host): Promise<void> {
   await host.run("ip", "address", "add", `${dataPathAddress(host)}/24`, "dev", "eth0");
 }
 
+/** `web.1` for the task `web.1.0k3x…`. */
+function withoutTaskId(name: string): string {
+  return name.replace(/^([^.]+\.\d+)\..*$/, "$1");
+}
+
 type Knowledge = {
   /** Lines, sorted. */
   readonly rows: readonly string[];
-  readonly names: readonly string[];
   /** Members on the network. */
   readonly nodes: readonly string[];
   /** What is in a dockerd's kernel and should not be, or the reverse. */
@@ -212,7 +216,10 @@ function sameKnowledge(a: Knowledge, b: Knowledge): boolean {
   return drift.length === 0 && a.rows.join("\n") === b.rows.join("\n") && a.nodes.join() === b.nodes.join();
 }
 
-async function knownToNetagent(node: Host, network: string): Promise<Knowledge> {
+async function knownToNetagent(
+  node: Host,
+  network: string,
+): Promise<Knowledge & { readonly names: readonly string[] }> {
   const { memberName } = await node.ctlJson<{ memberName: string }>("info");
   const { nodes } = await node.ctlJson<NetworkDetailView>("network", "inspect", network);
   const views = (await node.ctlJson<TableRowView[]>("tables", network)).filter(
@@ -225,7 +232,7 @@ async function knownToNetagent(node: Host, network: string): Promise<Knowledge> 
       .sort(),
     names: views
       .filter(({ table }) => table === ENDPOINT_TABLE)
-      .map(({ value }) => String(value["name"]))
+      .map(({ value }) => withoutTaskId(String(value["name"])))
       .sort(),
     nodes: nodes.map(real).sort(),
     drift: [],
@@ -263,7 +270,6 @@ async function knownToDocker(docker: DockerHost, network: string): Promise<Knowl
         return `${ENDPOINT_TABLE} ${key} ${owner} ${JSON.stringify(value)}`;
       }),
     ].sort(),
-    names: named.map(({ record }) => record.name).sort(),
     nodes: await docker.networkPeers(network),
     drift: [...difference(wantedFdb, fdb), ...difference(wantedNeighbors, neighbors)].map(
       (line) => `${docker.name}: ${line}`,

@@ -16,6 +16,10 @@ import { waitFor } from "./wait.ts";
 const IMAGE = "lab/box";
 /** What a container can do; all of it is one program. */
 const APPLETS = "sh cat dd echo hostname httpd ip mkdir nslookup ping sleep timeout wc wget".split(" ");
+/** Serves HTTP on port 80: its host name, and a megabyte. */
+const SERVER =
+  "mkdir -p /www && hostname > /www/index.html && dd if=/dev/zero of=/www/megabyte bs=1M count=1 && " +
+  "exec httpd -f -p 80 -h /www";
 const DIAGNOSTIC_PORT = 2000;
 const START_PATIENCE_MS = 30_000;
 
@@ -98,15 +102,21 @@ export class DockerHost {
     await this.#answers();
   }
 
+  /** A service of `replicas` tasks on `network`, found by DNS round robin, each serving HTTP as a container does. */
+  async serveTasks(name: string, network: string, replicas: number): Promise<void> {
+    await this.run(
+      ...["service", "create", "--detach", "--no-resolve-image", "--name", name, "--network", network],
+      ...["--replicas", String(replicas), "--endpoint-mode", "dnsrr", "--stop-signal", "KILL"],
+      ...[IMAGE, "sh", "-c", SERVER],
+    );
+  }
+
   /** A container on `network`, restarted with its dockerd, that serves HTTP on port 80 and answers with its name. */
   async serve(name: string, network: string): Promise<DockerContainer> {
-    const script =
-      "mkdir -p /www && hostname > /www/index.html && dd if=/dev/zero of=/www/megabyte bs=1M count=1 && " +
-      "exec httpd -f -p 80 -h /www";
     await this.run(
       ...["run", "--detach", "--name", name, "--hostname", name, "--network", network],
       // Or a restarted dockerd waits ten seconds for the first process, which ignores SIGTERM.
-      ...["--restart", "always", "--stop-signal", "KILL", IMAGE, "sh", "-c", script],
+      ...["--restart", "always", "--stop-signal", "KILL", IMAGE, "sh", "-c", SERVER],
     );
     return this.container(name, network);
   }

@@ -43,6 +43,18 @@ scenario("containers of a Docker swarm and an endpoint of netagent share a netwo
   assert.deepEqual(await resolveOurs(ours, "c3"), []);
   for (const container of [c1, c2]) assert.deepEqual(await container.resolve("more"), []);
 
+  // Tasks of a service: names shared by several addresses, rows that are disabled before they are deleted.
+  await docker1.serveTasks("web", NETWORK, 2);
+  await allAgree(all, ["c1", "c2", "ours", "web.1", "web.2"]);
+  const tasks = await resolveOurs(ours, "web");
+  assert.equal(tasks.length, 2);
+  assert.deepEqual(await resolveOurs(ours, "tasks.web"), tasks);
+  assert.deepEqual(await c1.resolve("web"), tasks);
+  for (const task of tasks) assert.ok(await ours.place.httpGet(`http://${task}/`));
+  await docker1.run("service", "rm", "web");
+  await allAgree(all, ["c1", "c2", "ours"]);
+  assert.deepEqual(await resolveOurs(ours, "web"), []);
+
   // The last container of a dockerd and the last endpoint of netagent: now a node leaves the network.
   await docker2.run("rm", "--force", "c2", "c3");
   await allAgree({ ...all, without: docker2 }, ["c1", "ours"]);
