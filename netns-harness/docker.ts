@@ -9,9 +9,9 @@
 import { cpSync, mkdirSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { mustSucceed, type Background, type CommandResult } from "./command.ts";
-import type { Host } from "./host.ts";
+import { lastLines, type Host } from "./host.ts";
 import { started } from "./place.ts";
-import { waitFor } from "./wait.ts";
+import { Hopeless, waitFor } from "./wait.ts";
 
 const IMAGE = "lab/box";
 /** What a container can do; all of it is one program. */
@@ -201,10 +201,14 @@ export class DockerHost {
 
   /** Resolves when the API and the diagnostic server answer; the latter is only started by a reload. */
   async #answers(): Promise<void> {
-    await waitFor(`dockerd on ${this.name} to answer`, () => this.run("version"), {
-      withinMs: START_PATIENCE_MS,
-      everyMs: 200,
-    });
+    await waitFor(
+      `dockerd on ${this.name} to answer`,
+      () => {
+        if (!this.#dockerd.running) throw new Hopeless(`it ended:\n${lastLines(this.log(), 10)}`);
+        return this.run("version");
+      },
+      { withinMs: START_PATIENCE_MS, everyMs: 200 },
+    );
     await waitFor(
       `the diagnostic server of ${this.name}`,
       async () => {

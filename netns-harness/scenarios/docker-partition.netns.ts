@@ -13,7 +13,7 @@ scenario("after a partition of ten seconds, and of sixty, everybody agrees again
   const { docker1, docker2, node, c1, c2, ours } = all;
   await allAgree(all, ["c1", "c2", "ours"]);
 
-  // Ten seconds: each side comes to hold the other for dead, and nothing changes but that.
+  // About as long as it takes to hold somebody for dead.
   lab.partition([docker1.host, docker2.host], [node]);
   await holds(
     "netagent forwards to the containers and knows their names as long as they may come back",
@@ -54,6 +54,12 @@ scenario("after a partition of ten seconds, and of sixty, everybody agrees again
     assert.deepEqual(await c2.resolve(gone), []);
     assert.deepEqual(await resolveOurs(late, gone), []);
   }
+
+  // Cut off from one dockerd only: the other one vouches for both, and passes on what they have to say.
+  lab.partition([node], [docker2.host]);
+  await docker2.serve("c4", NETWORK);
+  await serveOurs(lab, node, "relayed");
+  await allAgree(all, ["c2", "c3", "c4", "late", "relayed"]);
   assert.deepEqual(complaintsOfUs(all), []);
 });
 
