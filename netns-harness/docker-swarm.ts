@@ -32,7 +32,7 @@ const ITS_OWN =
   /rmServiceBinding|shim disconnected|cleanup warnings|Unable to complete atomic operation|network \w+ not found|Neighbor entry already present|(was not in db|not delete fdb entry|transient condition).*(192\.168\.1|10\.66\.0)\.1[12]\b/;
 /** What is netagent's in a complaint: its address, its endpoints' addresses and MACs. */
 const OURS = /(192\.168\.1|10\.66\.0)\.104|10\.0\.9\.(12[89]|1[3-9]\d)|02:42:0a:00:09:[89a-f]/;
-const UNREADABLE = /decod|unmarshal|malformed|invalid|corrupt|panic/i;
+const UNREADABLE = /decod|unmarshal|malformed|corrupt|panic/i;
 /** What may be said of a member that does not answer, and to one that has just changed its name. */
 const UNREACHABLE =
   /timeout|refused|no route|EOF|no acks|Failed fallback ping|Refuting a suspect|unknown to memberlist|ping for unexpected node/;

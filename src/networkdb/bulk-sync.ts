@@ -170,9 +170,21 @@ export class BulkSync {
     this.sendPages(now);
   }
 
-  #reply(request: BulkSyncMessage, now: Instant): void {
+  /**
+   * Replies to a request that came before memberlist reported its sender: a dockerd that restarts asks those it finds
+   * within milliseconds. Unanswered it waits for half a minute, and the container it starts with it.
+   */
+  replyEarly(peer: NodeName, now: Instant): void {
+    const networks = this.#db.early.takeRequest(peer);
+    if (networks !== undefined) this.#reply({ node: peer, networks, digests: [] }, now);
+  }
+
+  #reply(request: Pick<BulkSyncMessage, "node" | "networks" | "digests">, now: Instant): void {
     const { node: peer } = request;
-    if (this.#db.nodes.get(peer) === undefined) return this.#db.count("bulk-sync-unknown-sender");
+    if (this.#db.nodes.get(peer) === undefined) {
+      this.#db.early.keepRequest(peer, request.networks);
+      return this.#db.count("bulk-sync-unknown-sender");
+    }
     const networks = request.networks.filter((network) => this.#db.attachments.joined(network) !== undefined);
     const { ours, differing } = this.#compare(request.digests);
     // However often a peer asks, it is served by one pass at a time.

@@ -35,6 +35,11 @@ export class EarlyEvents {
       this.#current.addRow(node, network, { encoded: copyBytes(encoded), road });
   }
 
+  /** The networks in a bulk sync request of a node memberlist has not reported yet. */
+  keepRequest(node: NodeName, networks: readonly NetworkId[]): void {
+    if (this.#current.hasRoom(64 * networks.length)) this.#current.addRequest(node, networks);
+  }
+
   /** By time, so that a leave after a join counts. */
   takeNetworkEvents(node: NodeName): NetworkEvent[] {
     const events = [...this.#previous.takeNetworkEvents(node), ...this.#current.takeNetworkEvents(node)];
@@ -43,6 +48,12 @@ export class EarlyEvents {
 
   takeRows(node: NodeName, network: NetworkId): EarlyRow[] {
     return [...this.#previous.takeRows(node, network), ...this.#current.takeRows(node, network)];
+  }
+
+  /** The networks of the latest request. */
+  takeRequest(node: NodeName): readonly NetworkId[] | undefined {
+    const earlier = this.#previous.takeRequest(node);
+    return this.#current.takeRequest(node) ?? earlier;
   }
 
   /** Called every few seconds: forgets what was kept before the last turn. */
@@ -55,6 +66,7 @@ export class EarlyEvents {
 class Generation {
   readonly #networkEvents = new Map<NodeName, NetworkEvent[]>();
   readonly #rows = new Map<string, EarlyRow[]>();
+  readonly #requests = new Map<NodeName, readonly NetworkId[]>();
   #events = 0;
   #bytes = 0;
 
@@ -72,6 +84,11 @@ class Generation {
     append(this.#rows, `${node} ${network}`, row);
   }
 
+  addRequest(node: NodeName, networks: readonly NetworkId[]): void {
+    this.#count(64 * networks.length);
+    this.#requests.set(node, networks);
+  }
+
   takeNetworkEvents(node: NodeName): NetworkEvent[] {
     const events = this.#networkEvents.get(node) ?? [];
     this.#networkEvents.delete(node);
@@ -83,6 +100,12 @@ class Generation {
     const rows = this.#rows.get(id) ?? [];
     this.#rows.delete(id);
     return rows;
+  }
+
+  takeRequest(node: NodeName): readonly NetworkId[] | undefined {
+    const networks = this.#requests.get(node);
+    this.#requests.delete(node);
+    return networks;
   }
 
   #count(bytes: number): void {

@@ -307,8 +307,10 @@ export class NetworkDb {
   #memberJoined(name: NodeName, address: SocketAddr, kin: boolean, now: Instant): void {
     const alone = this.#db.nodes.activeCount === 0;
     const arrival = memberJoined(this.#db, name, address, now);
-    if (arrival === "new") mergeEarlyEvents(this.#db, name, now);
-    else if (arrival === "returned") {
+    if (arrival === "new") {
+      mergeEarlyEvents(this.#db, name, now);
+      this.#bulkSync.replyEarly(name, now);
+    } else if (arrival === "returned") {
       // What was gossiped meanwhile went past one of us.
       this.#bulkSync.withPeer(name, now);
     }

@@ -43,6 +43,39 @@ test("Docker's request brings its rows and is answered with all of ours, at a la
   assert.deepEqual(reply?.events.map((event) => event.key).sort(), ["k", "theirs"]);
 });
 
+test("a request that overtakes the news of its sender is answered as soon as the sender is known", () => {
+  const lone = attached();
+  lone.put("k", "v");
+  lone.takeEffects();
+  const theirs = [{ node: "restarted", key: "theirs", time: 30, value: "v" }];
+  lone.bulk("restarted", theirs, { unsolicited: true, time: 5_000 });
+  assert.deepEqual(bulkSyncsIn(lone.takeEffects()), []);
+  assert.equal(lone.counter("bulk-sync-unknown-sender"), 1);
+  lone.member("restarted", 7);
+  const [reply, ...more] = bulkSyncsIn(lone.takeEffects());
+  assert.equal(more.length, 0);
+  assert.equal(reply?.to, "restarted");
+  assert.equal(reply?.message.unsolicited, false);
+  assert.ok((reply?.message.time ?? 0) > 5_000);
+  assert.deepEqual(reply?.message.networks, [NET]);
+  assert.deepEqual(
+    reply?.events.map((event) => event.key),
+    ["k"],
+  );
+  // Its rows came as early; that it is on the network comes last.
+  lone.networkEvent("restarted", "join");
+  assert.equal(lone.value("theirs"), "v");
+});
+
+test("a request of a sender that stays unknown is forgotten", () => {
+  const lone = attached();
+  lone.bulk("nobody", [], { unsolicited: true });
+  lone.pass(11_000);
+  lone.takeEffects();
+  lone.member("nobody", 7);
+  assert.deepEqual(bulkSyncsIn(lone.takeEffects()), []);
+});
+
 test("to Docker's reply to our request all our rows are pushed, which asks for nothing", () => {
   const lone = new Lone();
   lone.peer("a", 1);
