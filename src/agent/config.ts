@@ -38,12 +38,16 @@ export interface Config {
   /** How long clients may remember addresses of endpoints. */
   readonly dnsTtlSeconds: number;
   readonly metricsAddr: { readonly host: string; readonly port: number } | undefined;
+  /** Where the status page is served; undefined: nowhere. */
+  readonly web: { readonly host: string; readonly port: number } | undefined;
   readonly logLevel: LogLevel;
   readonly logFormat: "pretty" | "json";
 }
 
 export type LogLevel = (typeof LOG_LEVELS)[number];
 export const LOG_LEVELS = ["trace", "debug", "info", "warn", "error", "fatal", "silent"] as const;
+
+const DEFAULT_WEB_PORT = 8946;
 
 const strings = z.union([z.string().transform((text) => [text]), z.array(z.string())]);
 const port = z.number().int().min(1).max(65535);
@@ -67,6 +71,7 @@ const settings = z.object({
   dns: strings,
   "dns-ttl": z.number().int().min(0).max(3600),
   "metrics-addr": z.string(),
+  web: z.string(),
   "log-level": z.enum(LOG_LEVELS),
   "log-format": z.enum(["pretty", "json"]),
 });
@@ -140,6 +145,7 @@ export function commandLine(version: string): Command {
       integer,
     )
     .option("--metrics-addr <host:port>", "Prometheus text on /metrics, liveness on /healthz")
+    .option("--web <[addr:]port>", "read-only status page; on loopback unless an address is given")
     .addOption(new Option("--log-level <level>", "default: info").choices([...LOG_LEVELS]))
     .addOption(
       new Option("--log-format <format>", "default: pretty on a terminal, else json").choices([
@@ -222,6 +228,7 @@ function resolveConfig(given: Settings): Config {
     dns: (given.dns ?? []).map((text) => address("dns", text)),
     dnsTtlSeconds: given["dns-ttl"] ?? 5,
     metricsAddr: metrics === undefined ? undefined : hostPort("metrics-addr", metrics, 9476),
+    web: given.web === undefined ? undefined : webAddress(given.web),
     logLevel: given["log-level"] ?? "info",
     logFormat: given["log-format"] ?? (process.stderr.isTTY ? "pretty" : "json"),
   };
@@ -272,6 +279,12 @@ function hostPort(
   } catch (cause) {
     throw new NetError("config", `${key} '${text}': ${errorText(cause)}`, { cause });
   }
+}
+
+/** `8080` and `:8080` are on loopback: the page needs no password, so others see it only when that is said. */
+function webAddress(text: string): { readonly host: string; readonly port: number } {
+  const portOnly = /^:?(\d+)$/.exec(text)?.[1];
+  return hostPort("web", portOnly === undefined ? text : `127.0.0.1:${portOnly}`, DEFAULT_WEB_PORT);
 }
 
 function advertiseAddress(text: string | undefined, bindAddr: IpAddr, gossipPort: number): SocketAddr {

@@ -40,10 +40,12 @@ import { MetricsServer } from "./metrics.ts";
 import { PathRunner, pathQuestion } from "./path-runner.ts";
 import { questionsOf } from "./questions.ts";
 import { Sandboxes } from "./sandboxes.ts";
+import { Status } from "./status.ts";
 import { Store } from "./store.ts";
 import { Tracer, traceQuestion } from "./trace.ts";
 import { UnderlayFilter } from "./underlay-filter.ts";
 import { Views } from "./views.ts";
+import { WebServer } from "./web-server.ts";
 
 /** First and longest pause between two rounds of joining. */
 const JOIN_RETRY_MIN_MS = 500;
@@ -134,6 +136,7 @@ async function runLocked(
   const tracer = new Tracer({ agent, views, mesh });
   views.dataPath = (vtep) => paths.health(vtep);
   const keyring = new Keys(agent, (text) => writeAtomically(config.keyringFile, text));
+  const status = new Status(agent, views, version);
   agent.onQuestion = questionsOf({
     keys: (body) => {
       const { operation, key } = keyQuestion.parse(body);
@@ -142,6 +145,7 @@ async function runLocked(
     doctor: () => doctor.report(),
     trace: (body) => tracer.answer(traceQuestion.parse(body)),
     path: (body) => paths.answer(pathQuestion.parse(body)),
+    status: () => status.own(),
   });
   const handlers = createHandlers({
     agent,
@@ -176,6 +180,7 @@ async function runLocked(
           pathCounters: () => paths.prober.counters,
           version,
         });
+  const web = config.web === undefined ? undefined : await WebServer.listen(config.web, status);
   // Before anybody can ask for an endpoint: a namespace made now at an old path must not be taken for the old one.
   adoptEndpoints(agent, log);
   const control = await ControlServer.listen(join(config.runDir, "netagent.sock"), handlers, log);
@@ -199,7 +204,7 @@ async function runLocked(
   stopping.abort();
   clearInterval(orphans);
   peersFile.save();
-  await Promise.all([control.close(), metrics?.close(), joining]);
+  await Promise.all([control.close(), metrics?.close(), web?.close(), joining]);
   await leave(agent);
   loopDelay.close();
   paths.close();
