@@ -77,11 +77,12 @@ export class Lab implements AsyncDisposable {
     return new Lab(labMark(process.pid, created++));
   }
 
-  /** A machine on the underlay: `eth0` with `address`/24, no agent yet. */
-  host(name: string, address: string): Host {
+  /** A machine on the underlay: `eth0` with `address`/24, no agent yet. Its data plane is the lab's choice. */
+  host(name: string, address: string, dataplane?: Host["dataplane"]): Host {
     this.#makeNamespace(name);
     const kinds = labDataplanes();
-    const host = new Host(this.mark, name, address, kinds[this.hosts.length % kinds.length] ?? "auto");
+    const chosen = dataplane ?? kinds[this.hosts.length % kinds.length] ?? "auto";
+    const host = new Host(this.mark, name, address, chosen);
     this.#connect(host);
     this.hosts.push(host);
     return host;

@@ -1,9 +1,12 @@
 /**
  * Runs the compiled tests: pure ones two at a time, then scenarios one at a time (each is a small cluster of its
  * own), as one report with one summary. `node --test` alone would need two runs and print two summaries.
+ *
+ * A run of everything repeats those scenarios that are about a data plane with the pairs of data planes that no lab
+ * has by itself; `--matrix` repeats all scenarios with every pair.
  */
 
-import { existsSync, readdirSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { dirname, join, relative, resolve } from "node:path";
 import { Readable } from "node:stream";
 import { run } from "node:test";
@@ -16,7 +19,12 @@ const PURE_CONCURRENCY = 2;
 
 const dist = resolve(dirname(fileURLToPath(import.meta.url)), "..");
 
-type Phase = { readonly files: readonly string[]; readonly concurrency: number };
+type Phase = {
+  readonly files: readonly string[];
+  readonly concurrency: number;
+  /** What `lab.ts` and `scenario.ts` find in the environment. */
+  readonly env?: Readonly<Record<string, string>>;
+};
 type TestEvent = { readonly type: string; readonly data: Record<string, unknown> };
 
 const options = parse(process.argv.slice(2));
@@ -37,7 +45,8 @@ let failed = false;
 const events = Readable.from(
   report([
     { files: pure, concurrency: PURE_CONCURRENCY },
-    { files: scenarios, concurrency: 1 },
+    ...(options.matrix ? [] : [{ files: scenarios, concurrency: 1 }]),
+    ...dataplanePhases(),
   ]),
 );
 const reporter = options.reporter === "spec" ? new spec() : options.reporter === "dot" ? dot : tap;
@@ -47,12 +56,32 @@ process.on("exit", () => {
   if (failed) process.exitCode = 1;
 });
 
+/** The scenarios once more for other data planes of their labs. */
+function dataplanePhases(): Phase[] {
+  if (options.matrix) {
+    return ["kernel", "kernel,userspace", "userspace"].map((kinds) => ({
+      files: scenarios,
+      concurrency: 1,
+      env: { LAB_DATAPLANES: kinds },
+    }));
+  }
+  if (options.words.length > 0 || process.env["LAB_DATAPLANES"] !== undefined) return [];
+  const files = scenarios.filter((file) => readFileSync(file, "utf8").includes("scenarioOnEach("));
+  return ["kernel,userspace", "userspace"].map((kinds) => ({
+    files,
+    concurrency: 1,
+    env: { LAB_DATAPLANES: kinds, SCENARIOS: "on-each" },
+  }));
+}
+
 /** The events of all phases one after the other, their summaries added up into one. */
 async function* report(phases: readonly Phase[]): AsyncGenerator<TestEvent> {
   const summary = new Map<string, number>();
   let numbered = 0;
-  for (const { files, concurrency } of phases) {
+  for (const { files, concurrency, env } of phases) {
     if (files.length === 0) continue;
+    // Test files run in processes that inherit it; phases follow one another.
+    Object.assign(process.env, env);
     const stream = run({ files: [...files], concurrency, timeout: FILE_TIMEOUT_MS });
     for await (const event of stream as AsyncIterable<TestEvent>) {
       if (event.type === "test:fail" && event.data["todo"] === undefined) failed = true;
@@ -100,12 +129,14 @@ function matching(folder: string, suffix: string, words: readonly string[]): str
 function parse(args: readonly string[]): {
   pureOnly: boolean;
   scenariosOnly: boolean;
+  matrix: boolean;
   reporter: string;
   words: string[];
 } {
   const parsed = {
     pureOnly: false,
     scenariosOnly: false,
+    matrix: false,
     reporter: process.stdout.isTTY ? "spec" : "tap",
     words: [] as string[],
   };
@@ -113,10 +144,11 @@ function parse(args: readonly string[]): {
     const reporter = /^--reporter=(spec|tap|dot)$/.exec(arg)?.[1];
     if (arg === "--pure") parsed.pureOnly = true;
     else if (arg === "--scenarios") parsed.scenariosOnly = true;
+    else if (arg === "--matrix") parsed.matrix = parsed.scenariosOnly = true;
     else if (reporter !== undefined) parsed.reporter = reporter;
     else if (arg.startsWith("-")) {
       console.error(
-        `unknown option ${arg}; known: --pure --scenarios --reporter=spec|tap|dot and words of file names`,
+        `unknown option ${arg}; known: --pure --scenarios --matrix --reporter=spec|tap|dot and words of file names`,
       );
       process.exit(2);
     } else {

@@ -18,6 +18,11 @@ const LOG_LINES = 25;
  * more in a fresh lab; the second one counts. SCENARIO_ATTEMPTS=1 is for hunting such a failure down.
  */
 export function scenario(name: string, body: (lab: Lab) => Promise<void>): void {
+  if (process.env["SCENARIOS"] !== "on-each") scenarioOnEach(name, body);
+}
+
+/** A scenario that run-tests repeats with other data planes: it is about what a data plane does. */
+export function scenarioOnEach(name: string, body: (lab: Lab) => Promise<void>): void {
   const dataplanes = labDataplanes().join(", ");
   void test(dataplanes === "" ? name : `${name} (${dataplanes})`, async () => {
     const attempts = Number(process.env["SCENARIO_ATTEMPTS"] ?? 2);

@@ -4,12 +4,12 @@ import { attach, attachPlace, kernelAgrees, reaches } from "../endpoints.ts";
 import type { Host } from "../host.ts";
 import { hostObjects, overlayLinks, vxlanVnis } from "../observe.ts";
 import { started } from "../place.ts";
-import { scenario } from "../scenario.ts";
+import { scenario, scenarioOnEach } from "../scenario.ts";
 import { waitFor } from "../wait.ts";
 
 const SOON_MS = 10_000;
 
-scenario(
+scenarioOnEach(
   "endpoints on two nodes ping each other and carry TCP, in VXLAN with the network's VNI",
   async (lab) => {
     const [node1, node2] = await lab.swarm(2);
@@ -60,7 +60,7 @@ scenario(
   },
 );
 
-scenario("a payload as large as the MTU fits and a larger one does not", async (lab) => {
+scenarioOnEach("a payload as large as the MTU fits and a larger one does not", async (lab) => {
   const [node1, node2] = await lab.swarm(2);
   assert.ok(node1 && node2);
   const { mtu } = await node1.ctlJson<NetworkView>("network", "create", "blue");
@@ -138,7 +138,7 @@ scenario("one namespace can be on two networks, and attach takes a pid as well",
   await reaches(both.place, (await attach(lab, node2, "red", "r")).ip);
 });
 
-scenario("two endpoints of one node reach each other and the other node's", async (lab) => {
+scenarioOnEach("two endpoints of one node reach each other and the other node's", async (lab) => {
   const [node1, node2] = await lab.swarm(2);
   assert.ok(node1 && node2);
   await node1.ctl("network", "create", "blue");

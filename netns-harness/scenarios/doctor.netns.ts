@@ -110,10 +110,12 @@ scenario("the doctor finds all well, and names each fault with its cure and exit
   assert.match(small.report.checks.find((check) => check.status === "failed")?.cure ?? "", /--mtu 135\d/);
   lab.setMtu(node3, 1500);
 
-  // Another hand: an entry that nobody can take away is repaired, and both are in the events.
+  // Another hand: what nobody can take away is repaired, and both are in the events.
   const { id } = await node1.ctlJson<{ id: string }>("network", "inspect", "blue");
   const pin = `${node1.runFolder}/netns/ov-${id}`;
-  await node1.exec(["nsenter", `--net=${pin}`, "sh", "-c", "ip neigh flush all nud permanent dev vxlan0"]);
+  const take =
+    node1.dataplane === "userspace" ? "ip link del gw0" : "ip neigh flush all nud permanent dev vxlan0";
+  await node1.exec(["nsenter", `--net=${pin}`, "sh", "-c", take]);
   await waitFor("the repair", () => node1.ctl("events", "--since", "1m", "--no-follow"), {
     withinMs: 10_000,
     until: (events) => /repair {2}blue/.test(events),

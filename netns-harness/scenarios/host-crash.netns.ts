@@ -2,12 +2,12 @@ import assert from "node:assert/strict";
 import type { EndpointView } from "../../src/agent/control-protocol.ts";
 import { attach, attachPlace, kernelAgrees, reaches, stateOf } from "../endpoints.ts";
 import { allAlive } from "../lab.ts";
-import { scenario } from "../scenario.ts";
+import { scenario, scenarioOnEach } from "../scenario.ts";
 import { waitFor } from "../wait.ts";
 
 const NOTICE_MS = 20_000;
 
-scenario(
+scenarioOnEach(
   "when a machine loses power the others forget its endpoints, and it is whole after its boot",
   async (lab) => {
     const nodes = await lab.swarm(3);

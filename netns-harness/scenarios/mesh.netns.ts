@@ -5,13 +5,13 @@ import type { Host } from "../host.ts";
 import type { Lab } from "../lab.ts";
 import { allAnsweredBy, askHttp, askUdp, hostObjects } from "../observe.ts";
 import type { Place } from "../place.ts";
-import { scenario } from "../scenario.ts";
+import { scenario, scenarioOnEach } from "../scenario.ts";
 import { waitFor } from "../wait.ts";
 
 const SOON_MS = 10_000;
 const REQUESTS = 40;
 
-scenario(
+scenarioOnEach(
   "a published port answers on every node, also on one without a backend and on 127.0.0.1",
   async (lab) => {
     const { nodes, client } = await swarmWithService(lab, "web", "8000:80");
@@ -167,7 +167,7 @@ scenario("a port that is taken, by a process or a service, is refused with who h
   assert.deepEqual(names, ["e", "web"], "nothing was half created");
 });
 
-scenario("a large download through another node arrives whole", async (lab) => {
+scenarioOnEach("a large download through another node arrives whole", async (lab) => {
   const { nodes, client } = await swarmWithService(lab, "web", "8000:80");
   await httpBackend(lab, nodes[0], "blue", "web", "web.1");
   const url = `http://${nodes[2].address}:8000/`;

@@ -1,10 +1,10 @@
 import assert from "node:assert/strict";
 import type { EndpointView } from "../../src/agent/control-protocol.ts";
 import { attach, kernelAgrees, reaches } from "../endpoints.ts";
-import { scenario } from "../scenario.ts";
+import { scenario, scenarioOnEach } from "../scenario.ts";
 import { waitFor } from "../wait.ts";
 
-scenario(
+scenarioOnEach(
   "an address that moves to another node is reached there, by nodes that reached it before",
   async (lab) => {
     const [node1, node2, node3] = await lab.swarm(3);

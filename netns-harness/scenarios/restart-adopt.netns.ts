@@ -10,12 +10,15 @@ import {
   stateOf,
 } from "../endpoints.ts";
 import type { Host } from "../host.ts";
-import { allAlive, NODES } from "../lab.ts";
+import { allAlive, labDataplanes, NODES } from "../lab.ts";
 import { allAnsweredBy, askHttp, RequestLoop } from "../observe.ts";
-import { scenario } from "../scenario.ts";
+import { scenario, scenarioOnEach } from "../scenario.ts";
 import { holds, waitFor } from "../wait.ts";
 
-scenario(
+/** After a pause TCP tries again ever more rarely: as long after it as it lasted. */
+const RESUMED_MS = 60_000;
+
+scenarioOnEach(
   "a killed agent leaves connections running, and a restarted one adopts what is there",
   async (lab) => {
     const nodes = await lab.swarm(2);
@@ -27,17 +30,19 @@ scenario(
     await reaches(a.place, b.ip);
     const connection = await Connection.open(a.place, b.place, b.ip);
     const before = await endpoints(node1);
+    // An engine dies with its agent, and the connection waits for the next one.
+    const byEngine = [node1, node2].some(({ dataplane }) => dataplane === "userspace");
     for (const host of [node1, node2]) {
       await host.crash();
-      await connection.beatsOn();
+      if (host.dataplane !== "userspace") await connection.beatsOn();
       await host.restart();
       await allAlive(nodes, 30_000);
-      await connection.beatsOn();
+      await connection.beatsOn(RESUMED_MS);
       await kernelAgrees(host);
     }
     assert.deepEqual(await endpoints(node1), before);
     await connection.beatsOn();
-    assert.ok(connection.longestGapMs < 1_000, `a pause of ${connection.longestGapMs} ms`);
+    assert.ok(byEngine || connection.longestGapMs < 1_000, `a pause of ${connection.longestGapMs} ms`);
   },
 );
 
@@ -56,13 +61,15 @@ scenario("endpoints of a killed agent stay connected also when the others hold i
     until: (state) => state === "dead",
   });
   await holds("the connection is alive", () => connection.alive, { forMs: 5_000 });
-  await connection.beatsOn();
+  if (node2.dataplane !== "userspace") await connection.beatsOn();
   await node2.restart();
   await allAlive(nodes, 30_000);
-  await connection.beatsOn();
+  await connection.beatsOn(RESUMED_MS);
 });
 
 scenario("an agent that is stopped in an orderly way and started again cuts nothing", async (lab) => {
+  // An engine stops with its agent: the next scenario.
+  if (labDataplanes().includes("userspace")) return;
   const nodes = await lab.swarm(2);
   const [node1, node2] = nodes;
   assert.ok(node1 && node2);
@@ -92,6 +99,38 @@ scenario("an agent that is stopped in an orderly way and started again cuts noth
   await connection.beatsOn();
 });
 
+scenario(
+  "an agent that moves frames itself takes its backends out of the rotation when it stops",
+  async (lab) => {
+    const node1 = lab.host(...NODES[0]);
+    const node2 = lab.host(...NODES[1], "userspace");
+    const nodes = [node1, node2];
+    await node1.start();
+    await node2.start({ join: [node1] });
+    await allAlive(nodes);
+    const client = lab.client();
+    await node1.ctl("network", "create", "blue");
+    await node1.ctl("service", "create", "web", "--network", "blue", "--publish", "8000:80");
+    const a = await httpBackend(lab, node1, "blue", "web", "a");
+    const b = await httpBackend(lab, node2, "blue", "web", "b");
+    await answers(client, node1, ["a", "b"]);
+    const connection = await Connection.open(a.place, b.place, b.ip);
+    const requests = RequestLoop.start(client, [`http://${node1.address}:8000/`]);
+    assert.equal(await node2.stop(), 0);
+    await waitFor("its backend to leave the rotation", () => readyBackends(node1, "web"), {
+      withinMs: 10_000,
+      until: (ready) => ready.join() === "a",
+    });
+    await answers(client, node1, ["a"]);
+    await node2.restart();
+    await allAlive(nodes, 30_000);
+    await answers(client, node1, ["a", "b"]);
+    await connection.beatsOn(RESUMED_MS);
+    const { asked } = await requests.stop();
+    assert.ok(asked > 10);
+  },
+);
+
 scenario("an agent that is killed again and again settles when it is left alone", async (lab) => {
   const nodes = await lab.swarm(2);
   const [node1, node2] = nodes;
@@ -107,7 +146,7 @@ scenario("an agent that is killed again and again settles when it is left alone"
   }
   await allAlive(nodes, 30_000);
   await kernelAgrees(node2);
-  await connection.beatsOn();
+  await connection.beatsOn(RESUMED_MS);
   assert.deepEqual(
     (await endpoints(node1)).map((one) => one.split(" ")[0]),
     ["a", "b"],

@@ -278,7 +278,9 @@ function untilStopped(config: Config, argv: readonly string[], agent: Agent, log
 async function leave(agent: Agent): Promise<void> {
   const left = new Promise<void>((resolve) => (agent.onLeft = resolve));
   const tooLong = new Promise<void>((resolve) => setTimeout(resolve, LEAVE_TIMEOUT_MS).unref());
-  const rest = agent.endpoints.all().some((record) => record.kind === "user");
+  // Endpoints run on where the kernel moves their frames; ours are cut off until we are back, so others go round them.
+  const rest =
+    agent.dataplane.kind === "kernel" && agent.endpoints.all().some((record) => record.kind === "user");
   agent.loop.step({ type: "leave", timeoutMs: 1_000, rest });
   await Promise.race([left, tooLong]);
 }

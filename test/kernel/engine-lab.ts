@@ -36,7 +36,7 @@ const project = resolve(dirname(fileURLToPath(import.meta.url)), "../../..");
 let labs = 0;
 
 /** The native programs of native/test; built when absent or older than their source. */
-export function nativeProgram(name: "traffic"): string {
+export function nativeProgram(name: "traffic" | "frames"): string {
   const source = join(project, `native/test/${name}.cc`);
   const program = join(project, `native/build/test/${name}`);
   if (!existsSync(program) || statSync(program).mtimeMs < statSync(source).mtimeMs) {
@@ -82,6 +82,11 @@ export class EngineLab implements Disposable {
     return `${this.#prefix}-h${side}`;
   }
 
+  /** Where the bridge between the hosts is; the ports are p0 and p1. */
+  get wire(): string {
+    return `${this.#prefix}-w`;
+  }
+
   endpoint(side: 0 | 1): string {
     return `${this.#prefix}-e${side}`;
   }
@@ -103,6 +108,32 @@ export class EngineLab implements Disposable {
   /** `traffic` at one endpoint, while this process keeps running its event loop or not. */
   traffic(side: 0 | 1, ...args: string[]): string {
     return this.run(this.endpoint(side), nativeProgram("traffic"), ...args);
+  }
+
+  /** Sends `count` frames of `frames` from one endpoint and returns what the other one says of them. */
+  async frames(from: 0 | 1, count: number): Promise<string> {
+    const to = from === 0 ? 1 : 0;
+    const args = ["receive", "eth0", this.mac(from), String(count)];
+    const receiver = spawn("ip", ["netns", "exec", this.endpoint(to), nativeProgram("frames"), ...args]);
+    this.#children.push(receiver);
+    let said = "";
+    await new Promise<void>((ready, fail) => {
+      receiver.stdout.on("data", (chunk: Buffer) => ((said += chunk.toString()), ready()));
+      receiver.stderr.on("data", (chunk: Buffer) => (said += chunk.toString()));
+      receiver.once("exit", () => fail(new Error(said)));
+    });
+    const ended = new Promise((done) => receiver.once("close", done));
+    this.run(
+      this.endpoint(from),
+      nativeProgram("frames"),
+      "send",
+      "eth0",
+      this.mac(from),
+      this.mac(to),
+      String(count),
+    );
+    await ended;
+    return said.replace("ready", "").trim();
   }
 
   /** The servers of `traffic` at one endpoint; resolves when they listen. */
@@ -161,7 +192,7 @@ export class EngineLab implements Disposable {
   #underlay(): void {
     this.#namespace(this.host(0));
     this.#namespace(this.host(1));
-    const wire = this.#namespace(`${this.#prefix}-w`);
+    const wire = this.#namespace(this.wire);
     ip("-n", wire, "link", "add", "name", "br0", "type", "bridge");
     ip("-n", wire, "link", "set", "br0", "up");
     for (const side of [0, 1] as const) {

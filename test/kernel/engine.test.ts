@@ -6,7 +6,7 @@ import { test } from "node:test";
 import { fileURLToPath } from "node:url";
 import { parseIp } from "../../src/base/ip.ts";
 import { Engine } from "../../src/kernel/engine.ts";
-import { EngineLab, ip, LAB_VNI, type LabOptions, type Side } from "./engine-lab.ts";
+import { EngineLab, ip, LAB_VNI, type LabOptions, nativeProgram, type Side } from "./engine-lab.ts";
 
 const project = resolve(dirname(fileURLToPath(import.meta.url)), "../../..");
 const needs = {
@@ -40,8 +40,32 @@ for (const sides of PAIRS) {
     exchange(lab, "ipv6");
   });
 
-  test(`${name} lose no byte of TCP when the underlay loses packets`, needs, async () => {
+  test(
+    `${name} deliver odd frames byte for byte: options, fragments, no checksum, unknown protocols`,
+    needs,
+    async () => {
+      await using lab = await openLab({ sides });
+      for (const from of [0, 1] as const) {
+        assert.equal(await lab.frames(from, 3000), "3000 frames came as they were sent");
+      }
+      lab.traffic(0, "ping", lab.address(1), "1");
+    },
+  );
+
+  test(`${name} lose no byte of TCP when the underlay loses and doubles packets`, needs, async () => {
     await using lab = await openLab({ sides });
+    // The copy overtakes what is on its way through the bridge.
+    for (const [from, to] of [
+      ["p0", "p1"],
+      ["p1", "p0"],
+    ] as const) {
+      lab.run(
+        lab.wire,
+        "nft",
+        `add table netdev twice; add chain netdev twice ${from} { type filter hook ingress device ${from} priority 0; };` +
+          `add rule netdev twice ${from} udp dport 4789 numgen random mod 100 < 3 dup to ${to}`,
+      );
+    }
     for (const side of [0, 1] as const) {
       lab.run(
         lab.host(side),
@@ -53,6 +77,23 @@ for (const sides of PAIRS) {
     for (const direction of ["up", "down"]) lab.traffic(0, "bulk", lab.address(1), "8", direction, "4");
   });
 }
+
+test(
+  "a flood of SYNs, each of another flow, passes or is dropped, and nothing is the worse for it",
+  needs,
+  async () => {
+    await using lab = await openLab({ sides: ["engine", "engine"] });
+    const flood = ["send", "eth0", lab.mac(0), lab.mac(1), "50000", "SYN"];
+    lab.run(lab.endpoint(0), nativeProgram("frames"), ...flood);
+    const [sender, receiver] = lab.engines.map((engine) => engine?.counters());
+    assert.ok(sender !== undefined && receiver !== undefined);
+    assert.ok(receiver.rxFrames > 0 && receiver.rxDropChecksum === 0);
+    lab.traffic(0, "ping", lab.address(1), "3");
+    lab.traffic(0, "bulk", lab.address(1), "8", "up", "4");
+    // It also sleeps again.
+    await until(() => engineThreads().length === 4 && engineThreads().every((state) => state === "S"));
+  },
+);
 
 test("superframes cross as runs: far fewer messages and writes than frames", needs, async () => {
   await using lab = await openLab({ sides: ["engine", "engine"] });
