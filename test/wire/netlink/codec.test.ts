@@ -130,6 +130,10 @@ test("a VXLAN link decodes to what was encoded", () => {
     udpZeroChecksum6Tx: fc.boolean(),
     udpZeroChecksum6Rx: fc.boolean(),
     collectMetadata: fc.boolean(),
+    dontFragment: fc.boolean(),
+    // A new device has the kernel's.
+    ttl: fc.constant(0),
+    tos: fc.constant(0),
   });
   fc.assert(
     fc.property(info, ifindex, u32, anyMac, (vxlan, index, mtu, mac) => {
