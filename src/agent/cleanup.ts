@@ -7,6 +7,8 @@ import { NetlinkSocket } from "../kernel/netlink-socket.ts";
 import { Netns } from "../kernel/netns.ts";
 import { NftTableKeeper } from "../kernel/nft.ts";
 import { reconcileReturnPath } from "../kernel/return-path.ts";
+import { TABLE } from "../mesh/ruleset.ts";
+import { VXLAN_TABLE } from "../mesh/vxlan-filter.ts";
 import { isOurAlias, networkOfNamespace } from "../overlay/naming.ts";
 import { readIfPresent } from "./atomic-file.ts";
 import type { Config } from "./config.ts";
@@ -109,10 +111,11 @@ async function cleanNamespace(
   where: string,
   say: (line: string) => void,
 ): Promise<void> {
-  using table = new NftTableKeeper(netns);
-  if (table.readTable() !== undefined) {
+  for (const name of [TABLE, VXLAN_TABLE]) {
+    using table = new NftTableKeeper(netns, name);
+    if (table.readTable() === undefined) continue;
     await table.reconcile(undefined);
-    say(`nftables table in ${where}`);
+    say(`nftables table ${name} in ${where}`);
   }
   using socket = new NetlinkSocket("route", netns);
   for (const { name, alias } of listLinks(socket)) {
