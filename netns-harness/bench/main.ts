@@ -13,7 +13,7 @@ export type BenchOptions = {
   readonly json: string | undefined;
   /** Where the bars go as SVG, for benches that draw them; undefined for nowhere. */
   readonly svg: string | undefined;
-  /** Variants to run, for gossip rows of its table; all when empty. */
+  /** Variants to run, for gossip rows of its table, for overlay parts as well; all when empty. */
   readonly only: readonly string[];
 };
 

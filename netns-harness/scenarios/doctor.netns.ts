@@ -88,7 +88,7 @@ scenario("the doctor finds all well, and names each fault with its cure and exit
   assert.equal(well.code, 0);
   assert.deepEqual(
     [...new Set(well.report.checks.map((check) => check.name))].sort().join(" "),
-    "address-space clock data-path drift duplicate-address forwarding gossip-tcp gossip-udp kernel keys mtu ports reconciler",
+    "address-space clock data-path drift duplicate-address forwarding gossip-tcp gossip-udp kernel keys mtu ports reconciler rows strangers",
   );
 
   await dropVxlan(node2, "input");

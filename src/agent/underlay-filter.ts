@@ -139,6 +139,8 @@ export class UnderlayFilter implements Dependent {
     const vteps = new Set<IpAddr>(this.#agent.config.dataPathAddrs);
     let foreign = false;
     for (const member of node.swim.members()) {
+      // One that failed may only be cut off from gossip: its rows stand, and its frames come.
+      if (member.state === "left") continue;
       const facts = node.peer(member.name);
       foreign ||= facts === undefined;
       for (const vtep of facts?.vteps ?? [member.address.ip]) vteps.add(vtep);

@@ -196,8 +196,9 @@ export class NftTableKeeper implements Disposable {
     );
   }
 
-  /** Addresses in a set that the kernel fills and counts in. @throws NetError `ENOENT` when there is no such set */
+  /** Addresses in a set that the kernel fills and counts in; none when there is no such set. */
   countedAddresses(set: string): CountedAddress[] {
+    if (!this.#setNames().has(set)) return [];
     return this.#socket
       .dump(
         `read set ${set} of table ${this.#table} in ${this.#where}`,
@@ -309,13 +310,19 @@ export class NftTableKeeper implements Disposable {
     throw refusal(`change table ${this.#table} in ${this.#where} (${sets})`, failure);
   }
 
+  /** None when there is no table. */
   #setNames(): ReadonlySet<string> {
-    const names = this.#socket.dump(
-      `read the sets of table ${this.#table} in ${this.#where}`,
-      { type: NFT_MESSAGE.getSet, encode: (out) => writeGetSets(out, this.#table) },
-      (message) => decodeSetName(message.payload, this.#table),
-    );
-    return new Set(names);
+    try {
+      const names = this.#socket.dump(
+        `read the sets of table ${this.#table} in ${this.#where}`,
+        { type: NFT_MESSAGE.getSet, encode: (out) => writeGetSets(out, this.#table) },
+        (message) => decodeSetName(message.payload, this.#table),
+      );
+      return new Set(names);
+    } catch (error) {
+      if (errorCode(error) === "ENOENT") return new Set();
+      throw error;
+    }
   }
 
   #rules(): ReadonlyMap<string, number> {

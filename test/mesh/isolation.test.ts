@@ -147,6 +147,11 @@ describe("isolation", { skip: canMakeNamespaces ? false : "needs root" }, () => 
     await using lab = new MeshLab();
     using keeper = new NftTableKeeper(lab.node1.netns, VXLAN_TABLE);
     const desired = vxlanFilter(4789, ["192.168.77.2", "2001:db8::7"].map(parseIp));
+    assert.deepEqual(
+      [keeper.addresses(VTEPS), keeper.countedAddresses(STRANGER_SETS[0])],
+      [[], []],
+      "no table yet",
+    );
     await keeper.reconcile(desired);
     const list = (): string =>
       runIn(lab.node1.netns, "nft", ["-s", "list", "table", "inet", VXLAN_TABLE]).replaceAll(
