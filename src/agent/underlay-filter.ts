@@ -139,8 +139,8 @@ export class UnderlayFilter implements Dependent {
     const vteps = new Set<IpAddr>(this.#agent.config.dataPathAddrs);
     let foreign = false;
     for (const member of node.swim.members()) {
-      // One that failed may only be cut off from gossip: its rows stand, and its frames come.
-      if (member.state === "left") continue;
+      // Those that failed or left, too, until they are forgotten: their endpoints may go on without an agent, for a
+      // restart or a partition, and their rows stand.
       const facts = node.peer(member.name);
       foreign ||= facts === undefined;
       for (const vtep of facts?.vteps ?? [member.address.ip]) vteps.add(vtep);
