@@ -5,8 +5,10 @@
       "sources": [
         "src/addon.cc",
         "<!@(ls src/engine/*.cc)",
+        "src/datagram_socket.cc",
         "src/netlink_socket.cc",
         "src/netns.cc",
+        "src/readable_watch.cc",
         "src/tap_device.cc",
       ],
       "include_dirs": ["<!@(node -p \"require('node-addon-api').include\")", "src"],

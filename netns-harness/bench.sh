@@ -1,5 +1,5 @@
 #!/bin/bash
-# npm run bench -- overlay|userspace|gossip|tables|mesh [--rounds N] [--seconds S] [--json FILE|-]
+# npm run bench -- overlay|userspace|gossip|tables|mesh|dns [--rounds N] [--seconds S] [--json FILE|-]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

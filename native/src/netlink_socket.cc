@@ -78,8 +78,6 @@ NetlinkSocket::NetlinkSocket(const Napi::CallbackInfo& info) : Napi::ObjectWrap<
   fd_ = std::move(fd);
 }
 
-NetlinkSocket::~NetlinkSocket() { StopWatching(); }
-
 Napi::Value NetlinkSocket::Send(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   if (info.Length() != 1 || !info[0].IsTypedArray()) return ThrowArgumentError(env, "send(bytes)");
@@ -159,45 +157,16 @@ Napi::Value NetlinkSocket::Watch(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   if (info.Length() != 1 || !info[0].IsFunction()) return ThrowArgumentError(env, "watch(callback)");
   if (!fd_.valid()) return ThrowSyscallError(env, EBADF, "watch", kObject);
-  if (poll_ != nullptr) return ThrowArgumentError(env, "watch: already watched");
-  uv_loop_t* loop = nullptr;
-  if (napi_get_uv_event_loop(env, &loop) != napi_ok) return ThrowSyscallError(env, EINVAL, "watch", kObject);
-  auto* poll = new uv_poll_t{};
-  if (const int error = uv_poll_init(loop, poll, fd_.get()); error != 0) {
-    delete poll;
-    return ThrowSyscallError(env, -error, "watch", kObject);
-  }
-  poll->data = this;
-  poll_ = poll;
-  callback_ = Napi::Persistent(info[0].As<Napi::Function>());
-  uv_unref(reinterpret_cast<uv_handle_t*>(poll));
+  if (watch_.active()) return ThrowArgumentError(env, "watch: already watched");
+  if (const int error = watch_.Start(env, fd_.get(), info[0].As<Napi::Function>()); error != 0)
+    return ThrowSyscallError(env, error, "watch", kObject);
   Ref();  // a watched socket is not garbage
-  uv_poll_start(poll, UV_READABLE, [](uv_poll_t* handle, int, int) {
-    static_cast<NetlinkSocket*>(handle->data)->OnReadable();
-  });
   return env.Undefined();
 }
 
-void NetlinkSocket::OnReadable() {
-  Napi::Env env = callback_.Env();
-  Napi::HandleScope scope(env);
-  callback_.MakeCallback(Value(), {});
-  // No JavaScript frame is above us to catch it.
-  if (env.IsExceptionPending()) napi_fatal_exception(env, env.GetAndClearPendingException().Value());
-}
-
-void NetlinkSocket::StopWatching() {
-  if (poll_ == nullptr) return;
-  uv_poll_stop(poll_);
-  uv_close(reinterpret_cast<uv_handle_t*>(poll_),
-           [](uv_handle_t* handle) { delete reinterpret_cast<uv_poll_t*>(handle); });
-  poll_ = nullptr;
-  callback_.Reset();
-}
-
 Napi::Value NetlinkSocket::Close(const Napi::CallbackInfo& info) {
-  if (poll_ != nullptr) {
-    StopWatching();
+  if (watch_.active()) {
+    watch_.Stop();
     Unref();
   }
   fd_.reset();

@@ -1,7 +1,7 @@
 #pragma once
 #include <napi.h>
-#include <uv.h>
 
+#include "readable_watch.h"
 #include "unique_fd.h"
 
 namespace netagent {
@@ -18,7 +18,6 @@ class NetlinkSocket : public Napi::ObjectWrap<NetlinkSocket> {
   static void Init(Napi::Env env, Napi::Object exports);
   /** new NetlinkSocket(protocol, netnsFd, receiveBufferBytes); a negative fd means the current namespace. */
   explicit NetlinkSocket(const Napi::CallbackInfo& info);
-  ~NetlinkSocket() override;
 
  private:
   /** send(bytes): one datagram of one or more aligned messages. */
@@ -36,12 +35,8 @@ class NetlinkSocket : public Napi::ObjectWrap<NetlinkSocket> {
   Napi::Value Watch(const Napi::CallbackInfo& info);
   Napi::Value Close(const Napi::CallbackInfo& info);
 
-  void StopWatching();
-  void OnReadable();
-
   UniqueFd fd_;
-  uv_poll_t* poll_ = nullptr;
-  Napi::FunctionReference callback_;
+  ReadableWatch watch_;  // behind fd_, so that it stops before the descriptor closes
 };
 
 }  // namespace netagent

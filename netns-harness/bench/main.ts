@@ -22,6 +22,7 @@ const BENCHES: Readonly<Record<string, string>> = {
   userspace: "the userspace engine beside kernel VXLAN",
   gossip: "membership: convergence, traffic, failure detection",
   tables: "23 nodes, 100,000 rows",
+  dns: "names inside a sandbox, beside dnsmasq",
   mesh: "published ports: new connections, throughput, changes",
 };
 

@@ -5,6 +5,8 @@
 //   netbench udp-blast ADDRESS PORT BYTES SECONDS
 //   netbench udp-echo PORT
 //   netbench udp-rr ADDRESS PORT SECONDS    round trips one at a time: median and mean in µs
+//   netbench dns ADDRESS PORT NAME ANSWERS OUTSTANDING SECONDS
+//                                           so many A questions at a time: per second, median and p99 in µs
 //   netbench tcp-serve PORT                 accept, read a request, answer, close
 //   netbench tcp-crr ADDRESS PORT SECONDS   connect, request, read to the end: per second, median in µs
 
@@ -145,6 +147,57 @@ int UdpEcho(const char* port) {
   }
 }
 
+// `outstanding` questions at a time over one socket, each with an id of its own; a new one for every answer.
+int DnsQuestions(const sockaddr_in& to, const char* name, int answers, int outstanding, double seconds) {
+  std::string question;
+  for (const char* label = name; *label != 0;) {
+    size_t length = strcspn(label, ".");
+    question += static_cast<char>(length);
+    question.append(label, length);
+    label += length + (label[length] == '.' ? 1 : 0);
+  }
+  question.append("\0\0\1\0\1", 5);  // root, type A, class IN
+  std::string header("\0\0\1\0\0\1\0\0\0\0\0\0", 12);
+  int fd = Connected(SOCK_DGRAM, to);
+  std::vector<double> sent(static_cast<size_t>(outstanding)), times;
+  auto ask = [&](int id) {
+    header[0] = static_cast<char>(id >> 8);
+    header[1] = static_cast<char>(id & 0xff);
+    std::string message = header + question;
+    sent[static_cast<size_t>(id)] = Now();
+    if (send(fd, message.data(), message.size(), 0) < 0) Fail("send");
+  };
+  long lost = 0, wrong = 0;
+  double start = Now(), end = start + seconds;
+  for (int id = 0; id < outstanding; id++) ask(id);
+  while (Now() < end) {
+    unsigned char answer[4096];
+    ssize_t length = recv(fd, answer, sizeof answer, MSG_DONTWAIT);
+    if (length < 12) {
+      pollfd waiting{fd, POLLIN, 0};
+      if (poll(&waiting, 1, kLostMs) != 0) continue;
+      lost += outstanding;
+      for (int id = 0; id < outstanding; id++) ask(id);
+      continue;
+    }
+    int id = answer[0] << 8 | answer[1];
+    if (id >= outstanding) continue;
+    if ((answer[3] & 15) != 0 || (answer[6] << 8 | answer[7]) != answers) wrong++;
+    times.push_back((Now() - sent[static_cast<size_t>(id)]) * 1e6);
+    ask(id);
+  }
+  double rate = static_cast<double>(times.size()) / (Now() - start);
+  if (times.empty() || wrong > 0) {
+    fprintf(stderr, "netbench: %zu answers, %ld of them not what was expected\n", times.size(), wrong);
+    return 1;
+  }
+  double median = Median(times);
+  auto last = times.begin() + static_cast<long>(times.size() * 99 / 100);
+  std::nth_element(times.begin(), last, times.end());
+  printf("rate=%.0f median=%.1f p99=%.1f lost=%ld\n", rate, median, *last, lost);
+  return 0;
+}
+
 int UdpRoundTrips(const sockaddr_in& to, double seconds) {
   int fd = Connected(SOCK_DGRAM, to);
   std::vector<double> times;
@@ -222,6 +275,8 @@ int main(int count, char** words) {
   if (mode == "udp-blast" && count == 6) return UdpBlast(Address(words[2], words[3]), atoi(words[4]), atof(words[5]));
   if (mode == "udp-echo" && count == 3) return UdpEcho(words[2]);
   if (mode == "udp-rr" && count == 5) return UdpRoundTrips(Address(words[2], words[3]), atof(words[4]));
+  if (mode == "dns" && count == 8)
+    return DnsQuestions(Address(words[2], words[3]), words[4], atoi(words[5]), atoi(words[6]), atof(words[7]));
   if (mode == "tcp-serve" && count == 3) return TcpServe(words[2]);
   if (mode == "tcp-crr" && count == 5) return TcpConnectRequestClose(Address(words[2], words[3]), atof(words[4]));
   fprintf(stderr, "netbench: see the top of netbench.cc for the modes\n");

@@ -6,13 +6,13 @@
 
 import { existsSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { runCommand, mustSucceed } from "../command.ts";
 import { Lab } from "../lab.ts";
 import type { Host } from "../host.ts";
 import { DIST, started, type Place } from "../place.ts";
 import { attachFigures } from "./attach.ts";
 import { chart } from "./chart.ts";
 import type { BenchOptions } from "./main.ts";
+import { compile, value } from "./netbench.ts";
 import { programmingFigures } from "./programming.ts";
 import { json, table, writeJson, type Figure, type Goal } from "./report.ts";
 
@@ -334,19 +334,6 @@ async function withServer<T>(
 }
 
 /** The number behind `name=` in what netbench printed. */
-function value(output: string, name: string): number {
-  const match = new RegExp(`\\b${name}=([\\d.]+)`).exec(output);
-  if (match?.[1] === undefined) throw new Error(`netbench did not print ${name}: ${output}`);
-  return Number(match[1]);
-}
-
-async function compile(lab: Lab): Promise<string> {
-  const program = join(lab.mark.folder, "netbench");
-  const source = join(DIST, "../netns-harness/bench/netbench.cc");
-  mustSucceed(await runCommand(["g++", "-std=c++17", "-O2", "-Wall", "-Wextra", "-o", program, source]));
-  return program;
-}
-
 /** One line on a terminal, overwritten by the next. */
 function progress(line: string): void {
   if (process.stderr.isTTY) process.stderr.write(`\r\x1b[K${line}`);

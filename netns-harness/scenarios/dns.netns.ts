@@ -64,7 +64,10 @@ scenario("names of services, backends, endpoints and addresses, over UDP and TCP
 
   // Whoever flushes the sandbox's rules gets the names back.
   await box.run("nft", "flush", "ruleset");
-  assert.equal(await addressesOf(box, "web"), "SILENT");
+  await waitFor("the redirection to be back", () => box.run("nft", "list", "tables"), {
+    withinMs: SOON_MS,
+    until: (tables) => tables.includes("netagent-dns"),
+  });
   await resolves(box, "web", vip);
   await node1.ctl("detach", "two");
   await node1.ctl("detach", "box");
@@ -205,7 +208,7 @@ scenario("an outage of ten seconds and a rolling replacement lose no name", asyn
   await nodes[1].ctl("detach", "web.2");
   await resolves(box, "tasks.web", [web3.ip, web4.ip].sort().join(" "));
   const outcomes = await loop.stop();
-  assert.ok(loop.asked > 100, `only ${loop.asked} questions`);
+  assert.ok(loop.asked > 5 * 7, `only ${loop.asked} questions about seven names`);
   for (const name of ["db", "database.blue", "turns"]) assert.deepEqual(outcomes[name], [db.ip], name);
   assert.deepEqual(outcomes["web"], [vip]);
   // A backend that left is known and has no address; nothing else ever happened to its name.

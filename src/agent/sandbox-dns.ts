@@ -3,6 +3,7 @@ import { parseIp } from "../base/ip.ts";
 import type { Instant } from "../base/time.ts";
 import type { Random } from "../base/random.ts";
 import { failure, malformed, resolve, type Asker, type Transport } from "../dns/resolver.ts";
+import { DatagramSocket } from "../kernel/datagram-socket.ts";
 import { dnsRedirectStands, redirectDns, redirectedPorts, type DnsPorts } from "../kernel/dns-redirect.ts";
 import { Netns } from "../kernel/netns.ts";
 import { DnsListener } from "../transport/dns-server.ts";
@@ -61,7 +62,7 @@ export class SandboxDns {
       (port) => netns.bindTcp(DNS_ADDRESS, { port, freeBind: true, reuseAddress: true }),
       before?.tcp,
     );
-    this.#listener = new DnsListener(udp, tcp, (bytes, transport, reply) =>
+    this.#listener = new DnsListener(new DatagramSocket(udp), tcp, (bytes, transport, reply) =>
       this.#receive(bytes, transport, reply),
     );
   }
@@ -104,34 +105,47 @@ export class SandboxDns {
   }
 
   #answer(question: Question, asker: Asker): void {
-    const { query, bytes, transport, reply } = question;
+    const { query, transport, reply } = question;
     const outcome = resolve(query, asker, transport, this.#source.random, this.#source.now);
-    if (outcome.type === "hold") return this.#hold(question);
-    clearTimeout(this.#held.get(question));
-    this.#held.delete(question);
+    if (outcome.type === "hold") {
+      if (!this.#held.has(question)) this.#hold(keep(question));
+      return;
+    }
+    this.#release(question);
     if (outcome.type === "reply") {
       this.#source.counters.answered++;
       return reply(outcome.bytes);
     }
-    this.#source.ask(this.#path, transport, query, bytes, (answer) =>
-      reply("bytes" in answer ? answer.bytes : failure(query, transport, answer.rcode)),
+    const kept = keep(question);
+    this.#source.ask(this.#path, transport, kept.query, kept.bytes, (answer) =>
+      reply("bytes" in answer ? answer.bytes : failure(kept.query, transport, answer.rcode)),
     );
   }
 
   /** Until the tables are here; then whoever is still unknown is taken for a stranger. */
   #hold(question: Question): void {
-    if (this.#held.has(question)) return;
     const { query, transport, reply } = question;
     if (this.#held.size >= MAX_HELD) return reply(failure(query, transport, "servFail"));
     this.#source.counters.held++;
     const timer = setTimeout(() => {
-      this.#held.delete(question);
+      this.#release(question);
       // A name without a dot is more likely one of ours than one of the outside.
       if (!query.name.includes(".")) return reply(failure(query, transport, "servFail"));
       this.#answer(question, { ...this.#source.asker(this.#path), learning: false });
     }, HOLD_MS);
     this.#held.set(question, timer);
   }
+
+  #release(question: Question): void {
+    clearTimeout(this.#held.get(question));
+    this.#held.delete(question);
+  }
+}
+
+/** With bytes of its own: those of a datagram are overwritten by the next. */
+function keep(question: Question): Question {
+  const query = { ...question.query, question: question.query.question.slice() };
+  return { ...question, query, bytes: question.bytes.slice() };
 }
 
 /** On the port of last time if it is free, on any other if not. */

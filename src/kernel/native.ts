@@ -29,6 +29,22 @@ export interface NativeNetlinkSocket {
   close(): void;
 }
 
+/** UDP over IPv4; `kernel/datagram-socket.ts` explains the batches. Addresses are numbers, 0 … 2³² − 1. */
+export interface NativeDatagramSocket {
+  /**
+   * Datagram i goes to `buffer` at `i * slotBytes`, its length (larger than a slot when it was cut), address and port
+   * to `peers` at 3 i. Returns how many came, 0 … 32. @throws SyscallError
+   */
+  receive(buffer: Uint8Array, slotBytes: number, peers: Uint32Array): number;
+  /** Datagram i ends before `ends[i]` of `buffer`, where the next one begins; address and port are in `peers` at 2 i. */
+  send(buffer: Uint8Array, ends: Uint32Array, peers: Uint32Array, count: number): void;
+  /** Calls back from the event loop while something can be received. Does not keep the process alive. */
+  watch(callback: () => void): void;
+  /** The local one. @throws SyscallError */
+  port(): number;
+  close(): void;
+}
+
 /** Bits of `bindSocket`'s last argument. */
 export const BIND_FLAG = { reuseAddress: 1, reusePort: 2, freeBind: 4, v6Only: 8 } as const;
 
@@ -79,6 +95,8 @@ export interface NativeEngine {
 
 /** Everywhere a `netnsFd` is asked for, −1 means the namespace we are in. */
 export interface NativeAddon {
+  /** Takes over the descriptor of a bound socket. @throws SyscallError */
+  readonly DatagramSocket: new (fd: number) => NativeDatagramSocket;
   readonly NetlinkSocket: new (
     protocol: number,
     netnsFd: number,

@@ -1,8 +1,19 @@
-import { createSocket, type Socket as UdpSocket } from "node:dgram";
+import { createSocket } from "node:dgram";
 import { connect, createServer, type Server, type Socket } from "node:net";
 import { plainBytes } from "./plain-bytes.ts";
 
-/** Takes a query and, once, its answer; a query without an answer is dropped. */
+export type DatagramReply = (answer: Uint8Array) => void;
+
+/** A bound UDP socket; `kernel/datagram-socket.ts` is one. */
+export interface DatagramPort {
+  /** The local one. */
+  readonly port: number;
+  /** Bytes are the callback's only until it returns; the reply may come later. */
+  listen(onDatagram: (bytes: Uint8Array, reply: DatagramReply) => void): void;
+  close(): void;
+}
+
+/** Takes a query, whose bytes are its own only until it returns, and, once, its answer; a query without one is dropped. */
 export type QueryHandler = (
   bytes: Uint8Array,
   transport: "udp" | "tcp",
@@ -15,32 +26,22 @@ const TCP_IDLE_MS = 10_000;
 /** Answers waiting for a TCP client that asks and does not read; more and it is cut off. */
 const MAX_UNREAD_BYTES = 1 << 20;
 
-/** A DNS listener on two sockets that were bound elsewhere (inside a sandbox); takes over the descriptors. */
+/** A DNS listener on two sockets that were bound elsewhere (inside a sandbox); takes over the descriptor. */
 export class DnsListener {
-  readonly #udp: UdpSocket;
+  readonly #udp: DatagramPort;
   readonly #tcp: Server;
   readonly #clients = new Set<Socket>();
-  readonly #ready: Promise<unknown>;
-  #closed = false;
+  readonly #ready: Promise<void>;
 
-  constructor(udpFd: number, tcpFd: number, onQuery: QueryHandler) {
-    this.#udp = createSocket("udp4");
-    this.#udp.on("error", () => undefined);
-    this.#udp.on("message", (bytes, from) => {
-      onQuery(plainBytes(bytes), "udp", (answer) => {
-        if (!this.#closed) this.#udp.send(answer, from.port, from.address, ignored);
-      });
-    });
-    const udpReady = new Promise<void>((resolve) => this.#udp.once("listening", resolve));
-    this.#udp.bind({ fd: udpFd });
+  constructor(udp: DatagramPort, tcpFd: number, onQuery: QueryHandler) {
+    this.#udp = udp;
+    udp.listen((bytes, reply) => onQuery(bytes, "udp", reply));
     this.#tcp = createServer((client) => this.#serve(client, onQuery));
     this.#tcp.on("error", () => undefined);
     this.#tcp.maxConnections = MAX_TCP_CLIENTS;
-    const tcpReady = new Promise<void>((resolve) => this.#tcp.once("listening", resolve));
+    this.#ready = new Promise((resolve) => this.#tcp.once("listening", resolve));
     this.#tcp.listen({ fd: tcpFd });
-    this.#ready = Promise.all([udpReady, tcpReady]);
     // Names alone keep no agent alive.
-    this.#udp.unref();
     this.#tcp.unref();
   }
 
@@ -48,11 +49,10 @@ export class DnsListener {
   async ports(): Promise<{ readonly udp: number; readonly tcp: number }> {
     await this.#ready;
     const tcp = this.#tcp.address();
-    return { udp: this.#udp.address().port, tcp: typeof tcp === "object" && tcp !== null ? tcp.port : 0 };
+    return { udp: this.#udp.port, tcp: typeof tcp === "object" && tcp !== null ? tcp.port : 0 };
   }
 
   close(): void {
-    this.#closed = true;
     this.#udp.close();
     this.#tcp.close();
     for (const client of this.#clients) client.destroy();
@@ -129,9 +129,6 @@ export class DnsUpstream {
     readFrames(socket, (answer) => this.#onAnswer(exchange, answer));
   }
 }
-
-/** Of a send: a client that is gone misses nothing. */
-function ignored(): void {}
 
 /** DNS over TCP: two bytes of length before each message (RFC 1035 §4.2.2). */
 function frame(bytes: Uint8Array): Uint8Array {

@@ -146,7 +146,8 @@ export function encodeDnsAnswer(
   limitBytes: number,
   markTruncated: boolean,
 ): Uint8Array {
-  const out = new ByteWriter(512);
+  const out = answerWriter;
+  out.reset();
   const flags =
     FLAG.response |
     (query.opcode << 11) |
@@ -176,6 +177,9 @@ export function encodeDnsAnswer(
   out.patchU16(10, additionals);
   return out.finish();
 }
+
+/** Reused: an answer is written in one go and leaves as a copy. */
+const answerWriter = new ByteWriter(4096);
 
 /** How many of the records fit; they are written, the rest is not. */
 function writeRecords(out: ByteWriter, records: readonly DnsRecord[], limit: number): number {
