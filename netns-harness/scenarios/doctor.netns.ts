@@ -228,6 +228,23 @@ scenario(
     );
     assert.match(await node1.run("tcpdump", "-n", "-r", file), /ICMP echo request[^]*ICMP echo reply/);
 
+    // The same frames as node1 sees them, asked for on node3.
+    const far = `${node3.folder}/far.pcap`;
+    const flags = ["--node", "node1", "--count", "2", "--filter", "icmp"];
+    const remote = node3.netctlBackground("capture", "blue", "-w", far, ...flags);
+    await waitFor(
+      "the capture on node1 to end",
+      async () => (
+        await node1.exec(["nsenter", `--net=/run/netns/${node1.netns}-box`, "ping", "-nqc1", "-W1", ip]),
+        remote.running
+      ),
+      { withinMs: 20_000, until: (running) => !running },
+    );
+    assert.match(await node3.run("tcpdump", "-n", "-r", far), /ICMP echo request[^]*ICMP echo reply/);
+    const nonsense = await node3.netctl("capture", "blue", "--node", "node1", "--filter", "no such filter");
+    assert.equal(nonsense.code, 1);
+    assert.match(nonsense.stderr, /^netctl: capture on node1: tcpdump: .*\n$/);
+
     await dropVxlan(node2, "input");
     const cut = await waitFor(
       "the trace to name the underlay",

@@ -178,6 +178,14 @@ export class Agent {
     return this.loop.node.state.network(id)?.name ?? id.slice(0, 12);
   }
 
+  /** The living member that runs node `id`, if there is one. */
+  memberOf(id: string): string | undefined {
+    const { node } = this.loop;
+    for (const member of node.swim.members())
+      if (member.state === "alive" && node.peer(member.name)?.id === id) return member.name;
+    return undefined;
+  }
+
   /** The name people know a member by. */
   shownName(name: string): string {
     return this.loop.node.peer(name)?.name ?? name;

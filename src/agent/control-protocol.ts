@@ -118,6 +118,13 @@ export const requests = {
   trace: z.object({ from: reference, to: reference, port: port.optional() }),
   /** Where netctl may capture: it runs tcpdump itself, so that a flood of frames does not pass through the agent. */
   "capture.place": z.object({ network: reference }),
+  /** The same on another node, whose agent runs tcpdump; the frames come as events. */
+  "capture.remote": z.object({
+    network: reference,
+    node: reference,
+    filter: z.string().max(4096).optional(),
+    count: z.number().int().min(1).optional(),
+  }),
 } as const;
 
 export type Method = keyof typeof requests;
@@ -166,6 +173,7 @@ export interface Results {
   doctor: DoctorView;
   trace: TraceView;
   "capture.place": { readonly netns: string; readonly link: string };
+  "capture.remote": Record<string, never>;
 }
 
 export interface InfoView {

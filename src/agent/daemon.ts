@@ -24,6 +24,7 @@ import { LAN, LOCAL, WAN } from "../swim/config.ts";
 import { resolveHost } from "../transport/gossip-transport.ts";
 import { Agent, aliveAddresses, systemRandom } from "./agent.ts";
 import { makeDirectory, readIfPresent, writeAtomically } from "./atomic-file.ts";
+import { captureQuestion, CaptureSessions } from "./capture-sessions.ts";
 import { loadConfig, type Config } from "./config.ts";
 import { ControlServer } from "./control-server.ts";
 import { chooseDataplane } from "./dataplane-choice.ts";
@@ -31,7 +32,7 @@ import { DnsRunner } from "./dns-runner.ts";
 import { Doctor } from "./doctor.ts";
 import { Endpoints } from "./endpoints.ts";
 import { GossipLoop, type AgentEffect } from "./gossip-loop.ts";
-import { createHandlers } from "./handlers.ts";
+import { capturePlace, createHandlers } from "./handlers.ts";
 import { keyQuestion, Keys, loadKeyring } from "./keys.ts";
 import { LoopDelay } from "./loop-delay.ts";
 import { createLogger, type Logger } from "./log.ts";
@@ -136,6 +137,7 @@ async function runLocked(
   const tracer = new Tracer({ agent, views, mesh });
   views.dataPath = (vtep) => paths.health(vtep);
   const keyring = new Keys(agent, (text) => writeAtomically(config.keyringFile, text));
+  const captures = new CaptureSessions((network) => capturePlace(agent, network));
   const status = new Status(agent, views, version);
   agent.onQuestion = questionsOf({
     keys: (body) => {
@@ -146,6 +148,7 @@ async function runLocked(
     trace: (body) => tracer.answer(traceQuestion.parse(body)),
     path: (body) => paths.answer(pathQuestion.parse(body)),
     status: () => status.own(),
+    capture: (body) => captures.answer(captureQuestion.parse(body)),
   });
   const handlers = createHandlers({
     agent,
@@ -207,6 +210,7 @@ async function runLocked(
   await Promise.all([control.close(), metrics?.close(), web?.close(), joining]);
   await leave(agent);
   loopDelay.close();
+  captures.close();
   paths.close();
   dns.close();
   filter.close();

@@ -14,6 +14,7 @@ import type { PlanView, ParsedParams, Results } from "./control-protocol.ts";
 import type { ControlHandlers, Reporter } from "./control-server.ts";
 import type { EndpointRecord } from "./endpoints.ts";
 import type { Keys } from "./keys.ts";
+import { captureRemotely } from "./remote-capture.ts";
 import type { Views } from "./views.ts";
 
 /** Parts that handlers need beside the agent. */
@@ -371,17 +372,24 @@ export function createHandlers(parts: HandlerParts): ControlHandlers {
     events: ({ sinceMs, follow }, reporter) => streamEvents(agent, sinceMs, follow, reporter),
     doctor: () => parts.doctor(),
     trace: ({ from, to, port }) => parts.trace(from, to, port),
-    "capture.place": ({ network }) => {
-      const found = node.state.findNetwork(network);
-      if (!endpoints.networks().has(found.id)) {
-        throw new NetError(
-          "network-not-here",
-          `capture ${found.name}: this node has no endpoint on it, so none of its frames (run netctl where one is: netctl endpoint ls)`,
-        );
-      }
-      return { netns: join(agent.config.runDir, "netns", namespaceName(found.id)), link: VXLAN_LINK };
-    },
+    "capture.place": ({ network }) => capturePlace(agent, network),
+    "capture.remote": (params, reporter) => captureRemotely(parts, params, reporter),
   };
+}
+
+/** Where the frames of a network leave and reach this node. @throws NetError `network-not-here` */
+export function capturePlace(
+  agent: Agent,
+  network: string,
+): { readonly netns: string; readonly link: string } {
+  const found = agent.loop.node.state.findNetwork(network);
+  if (!agent.endpoints.networks().has(found.id)) {
+    throw new NetError(
+      "network-not-here",
+      `capture ${found.name}: ${agent.config.name} has no endpoint on it, so none of its frames (netctl endpoint ls, and --node where one is)`,
+    );
+  }
+  return { netns: join(agent.config.runDir, "netns", namespaceName(found.id)), link: VXLAN_LINK };
 }
 
 async function streamEvents(

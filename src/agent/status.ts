@@ -159,7 +159,7 @@ export class Status {
     const living = peers.filter((peer) => !peer.self && peer.state === "alive" && peer.role === "netagent");
     for (const id of this.#said.keys()) if (!living.some((peer) => peer.id === id)) this.#said.delete(id);
     const asked = living.slice(0, MAX_ASKED).map(async ({ id }) => {
-      const member = this.#memberOf(id);
+      const member = this.#agent.memberOf(id);
       if (member === undefined) return;
       const answer: unknown = await this.#agent.loop.ask(
         nodeName(member),
@@ -171,12 +171,5 @@ export class Status {
     });
     // Who does not answer keeps the colour it had until it is no member any more.
     void Promise.allSettled(asked).then(() => (this.#asking = false));
-  }
-
-  #memberOf(id: string): string | undefined {
-    const { node } = this.#agent.loop;
-    for (const member of node.swim.members())
-      if (member.state === "alive" && node.peer(member.name)?.id === id) return member.name;
-    return undefined;
   }
 }

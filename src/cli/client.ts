@@ -16,12 +16,14 @@ export class Client {
 
   /**
    * @param onEvent takes the events of a streaming method.
+   * @param enough ends a stream when it fires; the call then resolves as if the agent had ended it.
    * @throws NetError `agent-unreachable` when nobody answers; else with the agent's own code and message.
    */
   async call<M extends Method>(
     method: M,
     params: Params<M>,
     onEvent?: (event: EventView) => void,
+    enough?: AbortSignal,
   ): Promise<Results[M]> {
     const connection = await connectUnix(this.#path);
     try {
@@ -50,6 +52,7 @@ export class Client {
           else if ("error" in frame) reject(new NetError(frame.error.code, frame.error.message));
           else resolve(frame.result as Results[M]);
         };
+        enough?.addEventListener("abort", () => resolve({} as Results[M]));
         connection.send({ method, params });
       });
     } finally {

@@ -1,9 +1,11 @@
 import { spawn } from "node:child_process";
+import { once } from "node:events";
 import { createWriteStream } from "node:fs";
+import type { Writable } from "node:stream";
 import type { Command } from "commander";
 import { NetError } from "../../base/error.ts";
 import type { TraceView } from "../../agent/control-protocol.ts";
-import { contextOf, parseInteger, UsageError } from "../context.ts";
+import { contextOf, parseInteger, UsageError, type Context } from "../context.ts";
 import { paint, renderTable, type Colour, type Screen } from "../render.ts";
 
 /** A capture to a file ends here unless told otherwise: it must not fill the disk. */
@@ -34,31 +36,36 @@ export function addTraceCommands(program: Command): void {
   program
     .command("capture")
     .description(
-      "decapsulated frames of one network as they leave and reach this node; needs root and tcpdump",
+      "decapsulated frames of one network as they leave and reach a node; needs root and tcpdump there",
     )
     .argument("<network>")
     .option("-w, --write <file>", "pcap for Wireshark and tcpdump; '-' is standard output")
+    .option("--node <node>", "as seen there instead of on this node")
     .option("--count <frames>", "end after so many", parseInteger)
     .option("--filter <expression>", "as tcpdump's: 'tcp port 80'")
     .option("--limit-mb <megabytes>", `a file ends here (default ${DEFAULT_LIMIT_MB})`, parseInteger)
     .addHelpText(
       "after",
-      "\nFrames between two endpoints of the same node do not cross the overlay and are not seen.\n\nExample:\n  netctl capture dockercoins --filter 'tcp port 6379'\n  netctl capture dockercoins -w dockercoins.pcap --count 1000",
+      "\nFrames between two endpoints of the same node do not cross the overlay and are not seen.\n\nExample:\n  netctl capture dockercoins --filter 'tcp port 6379'\n  netctl capture dockercoins -w dockercoins.pcap --count 1000\n  netctl capture dockercoins --node node2 --count 20",
     )
     .action(
       async (
         network: string,
-        options: { write?: string; count?: number; filter?: string; limitMb?: number },
+        options: { write?: string; node?: string; count?: number; filter?: string; limitMb?: number },
         command: Command,
       ) => {
         const context = contextOf(command);
         if (context.json) throw new UsageError("capture prints frames, not JSON (use -w FILE)");
+        const limitBytes = (options.limitMb ?? DEFAULT_LIMIT_MB) * 1024 * 1024;
+        if (options.node !== undefined) {
+          process.exitCode = await captureOn(context, network, options.node, options, limitBytes);
+          return;
+        }
         const { netns, link } = await context.client.call("capture.place", { network });
         const tcpdump = ["tcpdump", "-i", link, "-n", "--immediate-mode"];
         if (options.count !== undefined) tcpdump.push("-c", String(options.count));
         tcpdump.push(...(options.write === undefined ? ["-l"] : ["-U", "-w", "-"]), "--");
         if (options.filter !== undefined) tcpdump.push(options.filter);
-        const limitBytes = (options.limitMb ?? DEFAULT_LIMIT_MB) * 1024 * 1024;
         process.exitCode = await capture(netns, tcpdump, options.write, limitBytes);
       },
     );
@@ -70,6 +77,57 @@ export function splitPort(text: string): { readonly name: string; readonly port:
   const plain = /^([^:]+)(?::(\d+))?$/.exec(text);
   const [, name, port] = bracketed ?? plain ?? [undefined, text];
   return { name: name ?? text, port: port === undefined ? undefined : Number(port) };
+}
+
+/** From another node: into the file, or shown by a tcpdump of ours. Its exit code. @throws NetError */
+async function captureOn(
+  context: Context,
+  network: string,
+  node: string,
+  options: { readonly write?: string; readonly filter?: string; readonly count?: number },
+  limitBytes: number,
+): Promise<number> {
+  const { write, filter, count } = options;
+  const shown =
+    write === undefined
+      ? spawn("tcpdump", ["-n", "-l", "-r", "-"], { stdio: ["pipe", "inherit", "ignore"] })
+      : undefined;
+  const output: Writable =
+    shown?.stdin ?? (write === "-" ? process.stdout : createWriteStream(write ?? "", { mode: 0o600 }));
+  const enough = new AbortController();
+  const stop = (): void => enough.abort();
+  const failed = new Promise<never>((_resolve, reject) => {
+    shown?.once("error", (cause) =>
+      reject(
+        new NetError("capture", `run tcpdump: ${cause.message} (install tcpdump, or use -w)`, { cause }),
+      ),
+    );
+    output.once("error", (cause) =>
+      reject(new NetError("capture", `write ${write ?? "to tcpdump"}: ${cause.message}`, { cause })),
+    );
+  });
+  process.once("SIGINT", stop);
+  process.once("SIGTERM", stop);
+  let written = 0;
+  const frames = context.client.call(
+    "capture.remote",
+    { network, node, ...(filter === undefined ? {} : { filter }), ...(count === undefined ? {} : { count }) },
+    ({ detail }) => {
+      const bytes = Buffer.from(detail, "base64");
+      // Whole chunks only, as tcpdump there flushes packet by packet.
+      if (write !== undefined && written + bytes.length > limitBytes) return stop();
+      written += bytes.length;
+      output.write(bytes);
+    },
+    enough.signal,
+  );
+  try {
+    await Promise.race([frames, failed]);
+  } finally {
+    if (output !== process.stdout) output.end();
+  }
+  if (shown !== undefined) await once(shown, "close");
+  return 0;
 }
 
 /** Runs until interrupted, until tcpdump ends or the file is full; its exit code. */
