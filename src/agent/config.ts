@@ -132,10 +132,10 @@ export function commandLine(version: string): Command {
     .option("--keyring-file <file>", "keys are kept here (default: DATA-DIR/keyring.json)")
     .addOption(new Option("--profile <profile>", "timing (default: lan)").choices(["lan", "wan", "local"]))
     .addOption(
-      new Option("--compat <peers>", "whose delegate versions we announce (default: docker)").choices([
-        "docker",
-        "serf",
-      ]),
+      new Option(
+        "--compat <peers>",
+        "whose cluster it is, the same on all netagents (default: docker)",
+      ).choices(["docker", "serf"]),
     )
     .addOption(new Option("--dataplane <kind>", "default: auto").choices(["auto", "kernel", "userspace"]))
     .option("--dns <ip>", "name server for outside names, repeatable (default: the host's)", repeat)

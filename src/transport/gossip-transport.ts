@@ -30,6 +30,8 @@ const MAX_ACCEPTED_STREAMS = 512;
 /** A stream without traffic for this long is closed (memberlist's TCP timeout on LAN is 10 s). */
 const STREAM_IDLE_MS = 15_000;
 const RECEIVE_BUFFER_BYTES = 2 * 1024 * 1024;
+/** Senders' addresses remembered in parsed form: members speak every second. Bounds what strangers can fill. */
+const MAX_KNOWN_SOURCES = 4_096;
 
 /** UDP and TCP on one port. Hands over bytes and never looks inside. */
 export class GossipTransport {
@@ -45,6 +47,7 @@ export class GossipTransport {
   readonly #tcp: Server;
   readonly #onInput: (input: TransportInput) => void;
   readonly #streams = new Map<number, Socket>();
+  readonly #sources = new Map<string, IpAddr>();
   #accepted = 0;
   #nextAccepted = 1;
   #closed = false;
@@ -54,7 +57,7 @@ export class GossipTransport {
     this.#tcp = tcp;
     this.#onInput = options.onInput;
     udp.on("message", (bytes, from) => {
-      const ip = tryParseIp(from.address.replace(/^::ffff:(?=\d+\.)/, "").replace(/%.*$/, ""));
+      const ip = this.#sourceOf(from.address);
       if (ip === undefined || bytes.length === 0 || this.#closed) return;
       this.counters.packetsIn++;
       this.counters.bytesIn += bytes.length;
@@ -148,8 +151,18 @@ export class GossipTransport {
     ]);
   }
 
+  #sourceOf(address: string): IpAddr | undefined {
+    const known = this.#sources.get(address);
+    if (known !== undefined) return known;
+    const ip = tryParseIp(address.replace(/^::ffff:(?=\d+\.)/, "").replace(/%.*$/, ""));
+    if (ip === undefined) return undefined;
+    if (this.#sources.size >= MAX_KNOWN_SOURCES) this.#sources.clear();
+    this.#sources.set(address, ip);
+    return ip;
+  }
+
   #accept(socket: Socket): void {
-    const ip = tryParseIp((socket.remoteAddress ?? "").replace(/^::ffff:(?=\d+\.)/, "").replace(/%.*$/, ""));
+    const ip = this.#sourceOf(socket.remoteAddress ?? "");
     if (this.#closed || this.#accepted >= MAX_ACCEPTED_STREAMS || ip === undefined) {
       this.counters.streamsRefused++;
       socket.destroy();
