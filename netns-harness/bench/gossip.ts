@@ -176,6 +176,8 @@ async function measureProcesses(options: BenchOptions, wanted: (row: Row) => boo
     for (const cluster of both) cluster.split();
     await pause(length * 1_000);
     const name = `partition of ${length} s, healed after`;
+    for (const cluster of both)
+      if (cluster.agree()) throw new Error(`${cluster.kind} did not notice a partition of ${length} s`);
     for (const cluster of both) cluster.lab.heal();
     await Promise.all(
       both.map(async (cluster) =>

@@ -112,7 +112,7 @@ export const LAN: SwimConfig = {
   gossipDelayMs: 10,
   skipInformed: true,
   joinBatchMs: 20,
-  joinBatchMaxMs: 1_000,
+  joinBatchMaxMs: 2_000,
   parallelJoins: 8,
   reconnectIntervalMs: 4_000,
   reconnectForgetMs: 24 * 3_600_000,

@@ -61,6 +61,8 @@ export class Exchanges {
   #nextId = 1;
   #nextPeriodicAt: Instant | undefined;
   #exchanged = false;
+  /** When an exchange of ours first brought us in. */
+  #joinedAt: Instant | undefined;
   #newcomers = 0;
   #storm: { readonly endsAt: Instant; readonly waitMs: number; moved?: boolean } | undefined;
   #stranger: { readonly name: string; readonly address: SocketAddr; readonly dueAt: Instant } | undefined;
@@ -137,15 +139,20 @@ export class Exchanges {
     this.#open("reconnect", address, true, undefined);
   }
 
-  /** Gossip told of a newcomer. A while after the last of many one exchange comes early: it brings whom gossip forgot. */
+  /**
+   * Gossip told of a newcomer. A while after the last of many one exchange comes early: it brings whom gossip forgot.
+   * For who has just joined itself one is many: the storm came in waves, and those of our own wave, who know each
+   * other without gossip, do not pass each other on to those of the next.
+   */
   newcomer(now: Instant): void {
     const { config, random } = this.#context;
-    if (++this.#newcomers < STORM || config.reconnectIntervalMs === 0) return;
-    if (this.#newcomers === STORM) {
-      const waitMs = STORM_EXCHANGE_MS * (0.5 + random.next());
-      this.#storm = { endsAt: after(now, STORM_MS), waitMs };
-      this.#context.joinStorm = true;
-    }
+    const joined = this.#joinedAt !== undefined && now - this.#joinedAt < STORM_MS;
+    if (++this.#newcomers < (joined ? 1 : STORM) || config.reconnectIntervalMs === 0) return;
+    if (this.#newcomers === STORM) this.#context.joinStorm = true;
+    this.#storm ??= {
+      endsAt: after(now, STORM_MS),
+      waitMs: STORM_EXCHANGE_MS * (0.5 + random.next()),
+    };
     const storm = this.#storm;
     const next = this.#nextPeriodicAt;
     if (storm === undefined || next === undefined) return;
@@ -197,7 +204,10 @@ export class Exchanges {
       const quiet = exchange.fresh && this.#wasBatched(nodes) && this.#allListed(nodes);
       const via: Via = { place, quiet };
       // Who joined with us has us in its answer, and the peer tells the others.
-      if (quiet) this.#context.queue.drop(this.#context.self);
+      if (quiet) {
+        this.#context.queue.drop(this.#context.self);
+        this.#joinedAt = now;
+      }
       disputed = mergeNodes(this.#context, this.#claims, nodes, via, now);
       this.#context.queue.synced(place, exchange.sequence);
       if (exchange.purpose === "periodic" && this.#context.members.alive > before) this.#again(now);
