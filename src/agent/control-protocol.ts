@@ -314,6 +314,8 @@ export interface TableRowView {
   readonly lamport: string;
   readonly ageSeconds: number;
   readonly state: "live" | "tombstone" | "suspended";
+  /** When a tombstone, or a row whose owner is gone, is forgotten; null for others. */
+  readonly expiresSeconds: number | null;
   readonly value: Readonly<Record<string, unknown>>;
 }
 

@@ -259,26 +259,34 @@ export class Views {
     return first;
   }
 
+  /** Sorted. `table` may be how its name begins. @throws NetError `table-unknown` */
   rows(network: NetworkId | undefined, table: string | undefined, all: boolean): TableRowView[] {
     const now = this.#agent.loop.now();
-    const views: TableRowView[] = [];
-    for (const row of this.#agent.loop.node.networkDb.allRows()) {
-      if ((network !== undefined && row.network !== network) || (table !== undefined && row.table !== table))
-        continue;
-      const hidden = row.state === "tombstone" || row.state === "suspended";
-      if (hidden && !all) continue;
-      views.push({
+    const rows = [...this.#agent.loop.node.networkDb.allRows()];
+    if (table !== undefined) {
+      const known = [...new Set([ENDPOINT_TABLE, PEER_TABLE, ...rows.map((row) => row.table)])];
+      if (!known.some((name) => name.startsWith(table)))
+        throw new NetError("table-unknown", `tables: there is no table '${table}' (${known.join(", ")})`);
+    }
+    return rows
+      .filter(
+        (row) =>
+          (network === undefined || row.network === network) &&
+          (table === undefined || row.table.startsWith(table)) &&
+          (all || (row.state !== "tombstone" && row.state !== "suspended")),
+      )
+      .map((row) => ({
         network: this.#agent.networkName(row.network),
         table: row.table,
         key: row.key,
         owner: this.#agent.shownName(row.owner),
         lamport: String(row.time),
         ageSeconds: Math.max(0, (now - row.changedAt) / 1000),
-        state: row.state === "inherited" ? "live" : row.state,
+        state: row.state === "inherited" ? ("live" as const) : row.state,
+        expiresSeconds: row.reapAt === undefined ? null : Math.max(0, (row.reapAt - now) / 1000),
         value: valueOf(row),
-      });
-    }
-    return views;
+      }))
+      .sort((a, b) => compare(a.network, b.network) || compare(a.table, b.table) || compare(a.key, b.key));
   }
 
   #drains(owner: NodeName): boolean {
@@ -331,6 +339,10 @@ export class Views {
       local: true,
     };
   }
+}
+
+function compare(a: string, b: string): number {
+  return a < b ? -1 : a > b ? 1 : 0;
 }
 
 function valueOf(row: RowView): Record<string, unknown> {

@@ -19,8 +19,9 @@ const GROUPS: readonly Group[] = [
     load: async () => (await import("./commands/endpoint.ts")).addEndpointCommands,
   },
   { verbs: ["service"], load: async () => (await import("./commands/service.ts")).addServiceCommands },
+  { verbs: ["tables"], load: async () => (await import("./commands/tables.ts")).addTablesCommand },
   {
-    verbs: ["tables", "plan", "events", "doctor"],
+    verbs: ["plan", "events", "doctor"],
     load: async () => (await import("./commands/look.ts")).addLookCommands,
   },
   { verbs: ["trace", "capture"], load: async () => (await import("./commands/trace.ts")).addTraceCommands },

@@ -5,6 +5,8 @@ export interface Column<Row> {
   readonly value: (row: Row) => string;
   /** Columns may be dropped, highest number first, until the table fits; 0 or absent is never dropped. */
   readonly drop?: number;
+  /** Before anything is dropped this column is cut, to no less than `SHRUNK_MIN` characters. */
+  readonly shrink?: boolean;
   readonly colour?: (row: Row) => Colour | undefined;
 }
 
@@ -33,6 +35,8 @@ export function paint(text: string, colour: Colour | undefined, screen: Screen):
   return screen.colour && colour !== undefined ? `\u001b[${CODES[colour]}m${text}\u001b[0m` : text;
 }
 
+const SHRUNK_MIN = 24;
+
 /** Header and one line a row, two spaces between columns, ending in a newline. */
 export function renderTable<Row>(
   rows: readonly Row[],
@@ -40,7 +44,7 @@ export function renderTable<Row>(
   screen: Screen,
 ): string {
   let shown = [...columns];
-  let widths = widthsOf(rows, shown);
+  let widths = widthsOf(rows, shown, screen);
   while (total(widths) > screen.columns) {
     const victim = shown.reduce<Column<Row> | undefined>(
       (worst, column) => ((column.drop ?? 0) > (worst?.drop ?? 0) ? column : worst),
@@ -48,12 +52,14 @@ export function renderTable<Row>(
     );
     if (victim === undefined) break;
     shown = shown.filter((column) => column !== victim);
-    widths = widthsOf(rows, shown);
+    widths = widthsOf(rows, shown, screen);
   }
   const line = (cells: readonly string[], paints: readonly (Colour | undefined)[]): string =>
     cells
       .map((cell, index) => {
-        const padded = index === cells.length - 1 ? cell : cell.padEnd(widths[index] ?? 0);
+        const width = widths[index] ?? 0;
+        const fitting = cell.length > width ? `${cell.slice(0, width - 1)}…` : cell;
+        const padded = index === cells.length - 1 ? fitting : fitting.padEnd(width);
         return paint(padded, paints[index], screen);
       })
       .join("  ");
@@ -93,9 +99,19 @@ export function age(milliseconds: number): string {
   return `${Math.floor(seconds / 86_400)}d`;
 }
 
-function widthsOf<Row>(rows: readonly Row[], columns: readonly Column<Row>[]): number[] {
-  return columns.map((column) =>
-    Math.max(column.title.length, ...rows.map((row) => column.value(row).length)),
+function widthsOf<Row>(
+  rows: readonly Row[],
+  columns: readonly Column<Row>[],
+  screen: Screen,
+): readonly number[] {
+  const widths = columns.map((column) =>
+    rows.reduce((widest, row) => Math.max(widest, column.value(row).length), column.title.length),
+  );
+  const excess = total(widths) - screen.columns;
+  return widths.map((width, index) =>
+    excess > 0 && columns[index]?.shrink === true
+      ? Math.min(width, Math.max(SHRUNK_MIN, width - excess))
+      : width,
   );
 }
 

@@ -1,33 +1,10 @@
 import type { Command } from "commander";
-import type { DoctorView, PlanView, TableRowView } from "../../agent/control-protocol.ts";
+import type { DoctorView, PlanView } from "../../agent/control-protocol.ts";
 import { contextOf, parseDuration } from "../context.ts";
-import { age, paint, renderTable, shortId, type Screen } from "../render.ts";
+import { paint, type Screen } from "../render.ts";
 
-/** tables, plan, events, doctor: what the agent knows, wants, did and thinks is wrong. */
+/** plan, events, doctor: what the agent knows, wants, did and thinks is wrong. */
 export function addLookCommands(program: Command): void {
-  program
-    .command("tables")
-    .description("raw rows of the gossiped tables with owner, Lamport time and age")
-    .argument("[network]")
-    .argument("[table]", "endpoint_table or overlay_peer_table")
-    .option("--all", "tombstones and suspended rows too")
-    .addHelpText("after", "\nExample:\n  netctl tables dockercoins overlay_peer_table")
-    .action(
-      async (
-        network: string | undefined,
-        table: string | undefined,
-        options: { all?: boolean },
-        command: Command,
-      ) => {
-        const context = contextOf(command);
-        const rows = await context.client.call("tables", {
-          ...(network === undefined ? {} : { network }),
-          ...(table === undefined ? {} : { table }),
-          all: options.all === true,
-        });
-        context.print(rows, renderRows);
-      },
-    );
   program
     .command("plan")
     .description("what the agent would change in the kernel now; nothing when all agree")
@@ -70,28 +47,6 @@ export function addLookCommands(program: Command): void {
       context.print(report, renderDoctor);
       if (!report.ok) process.exitCode = 1;
     });
-}
-
-function renderRows(rows: TableRowView[], screen: Screen): string {
-  return renderTable(
-    rows,
-    [
-      { title: "NETWORK", value: (row) => row.network },
-      { title: "TABLE", value: (row) => row.table },
-      { title: "KEY", value: (row) => shortId(row.key) },
-      { title: "OWNER", value: (row) => shortId(row.owner) },
-      { title: "LTIME", value: (row) => row.lamport },
-      { title: "AGE", value: (row) => age(row.ageSeconds * 1000) },
-      {
-        title: "STATE",
-        value: (row) => row.state,
-        drop: 1,
-        colour: (row) => (row.state === "live" ? undefined : "dim"),
-      },
-      { title: "VALUE", value: (row) => Object.values(row.value).filter(String).join(" "), drop: 2 },
-    ],
-    screen,
-  );
 }
 
 function renderPlan(plans: PlanView[], screen: Screen): string {
