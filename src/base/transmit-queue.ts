@@ -51,6 +51,7 @@ export class TransmitOrder<E extends Broadcast> {
   /** Index = transmissions so far. */
   readonly #tiers: Tier<E>[] = [];
   #length = 0;
+  #unsent = 0;
   #bytes = 0;
   #nextOrder = 0;
   #overflowed = 0;
@@ -65,6 +66,11 @@ export class TransmitOrder<E extends Broadcast> {
   /** Entries waiting. */
   get length(): number {
     return this.#length;
+  }
+
+  /** Of those, never sent. */
+  get unsent(): number {
+    return this.#unsent;
   }
 
   /** Sum of the payload lengths waiting. */
@@ -93,6 +99,7 @@ export class TransmitOrder<E extends Broadcast> {
     if (this.#length >= this.#limits.maxEntries) this.#dropMostSent();
     entry.order = this.#nextOrder++;
     this.#length++;
+    if (entry.transmissions === 0) this.#unsent++;
     this.#bytes += entry.payload.length;
     this.#insert(entry);
   }
@@ -108,24 +115,27 @@ export class TransmitOrder<E extends Broadcast> {
   clear(): void {
     this.#sweep();
     this.#length = 0;
+    this.#unsent = 0;
     this.#bytes = 0;
   }
 
   /**
    * Takes messages that fit `budgetBytes`, each costing its length plus `overheadPerMessage`, and counts one
    * transmission for each. An entry that reaches `transmitLimit` leaves the queue. No entry comes twice in one call.
+   * Only those are taken that were sent fewer than `below` times.
    */
   take(
     budgetBytes: number,
     overheadPerMessage: number,
     transmitLimit: number,
     knowing?: Knowing<E>,
+    below = Infinity,
   ): Uint8Array[] {
     const uncounted: E[] = [];
     const counted: E[] = [];
     const taken: Uint8Array[] = [];
     let left = budgetBytes;
-    for (let sent = 0; sent < this.#tiers.length; sent++) {
+    for (let sent = 0; sent < this.#tiers.length && sent < below; sent++) {
       for (;;) {
         const entry = this.#pop(sent, left - overheadPerMessage, transmitLimit, knowing?.heard);
         if (entry === undefined) break;
@@ -138,6 +148,7 @@ export class TransmitOrder<E extends Broadcast> {
     }
     for (const entry of uncounted) this.#insert(entry);
     for (const entry of counted) {
+      if (entry.transmissions === 0) this.#unsent--;
       if (++entry.transmissions >= transmitLimit) this.#leave(entry);
       else this.#insert(entry);
     }
@@ -183,7 +194,7 @@ export class TransmitOrder<E extends Broadcast> {
       if (entry === undefined) return undefined;
       if (!here(entry)) this.#litter--;
       else {
-        if (heard !== undefined) entry.transmissions += heard(entry);
+        if (heard !== undefined) this.#hear(entry, heard(entry));
         if (entry.transmissions >= limit) this.#leave(entry);
         else if (entry.transmissions > sent) this.#insert(entry);
         else return entry;
@@ -191,7 +202,13 @@ export class TransmitOrder<E extends Broadcast> {
     }
   }
 
+  #hear(entry: E, times: number): void {
+    if (entry.transmissions === 0 && times > 0) this.#unsent--;
+    entry.transmissions += times;
+  }
+
   #leave(entry: E): void {
+    if (entry.transmissions === 0) this.#unsent--;
     entry.transmissions = GONE;
     this.#length--;
     this.#bytes -= entry.payload.length;
@@ -249,6 +266,11 @@ export class TransmitQueue {
     return this.#order.length;
   }
 
+  /** Of those, never sent. */
+  get unsent(): number {
+    return this.#order.unsent;
+  }
+
   /** Sum of the payload lengths waiting. */
   get bytes(): number {
     return this.#order.bytes;
@@ -289,6 +311,11 @@ export class TransmitQueue {
   /** See `TransmitOrder.take`. */
   take(budgetBytes: number, overheadPerMessage: number, transmitLimit: number): Uint8Array[] {
     return this.#order.take(budgetBytes, overheadPerMessage, transmitLimit);
+  }
+
+  /** The same of those never sent. */
+  takeUnsent(budgetBytes: number, overheadPerMessage: number, transmitLimit: number): Uint8Array[] {
+    return this.#order.take(budgetBytes, overheadPerMessage, transmitLimit, undefined, 1);
   }
 
   /** Takes everything at once, least transmitted first. */

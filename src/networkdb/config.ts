@@ -8,6 +8,8 @@ export interface NetworkDbConfig {
   readonly gossipDelayMs: number;
   /** Wait before peers are asked after a join, so that networks joined together share their requests; and between looks for more to ask. */
   readonly joinSyncDelayMs: number;
+  /** Between two packets of what was never sent before: a second change soon after the first need not wait a whole interval. */
+  readonly gossipUnsentIntervalMs: number;
   /** Random participants each gossip packet goes to. */
   readonly gossipFanout: number;
   /** Packets to each of them in one round: drains a redeploy of thousands of rows, bounds the burst a peer's socket sees. */
@@ -67,6 +69,7 @@ export interface NetworkDbConfig {
 export const DEFAULT_NETWORKDB_CONFIG: NetworkDbConfig = {
   gossipIntervalMs: 200,
   gossipDelayMs: 0,
+  gossipUnsentIntervalMs: 20,
   joinSyncDelayMs: 10,
   gossipFanout: 3,
   gossipPacketsPerRound: 4,

@@ -1,6 +1,6 @@
 /** Table gossip: own and relayed events to a few random participants (networkdb.md §7.3). */
 import { after, elapsed, instant, type Instant } from "../base/time.ts";
-import { transmitLimit } from "../base/transmit-queue.ts";
+import { transmitLimit, type TransmitQueue } from "../base/transmit-queue.ts";
 import { COMPOUND_ENVELOPE_BYTES } from "../wire/networkdb/bulk-sync.ts";
 import { encodeNetworkDbMessage } from "../wire/networkdb/message.ts";
 import type { OwnAttachment } from "./attachment.ts";
@@ -13,28 +13,43 @@ export class TableGossip {
   readonly #db: Database;
   readonly #push: PushEvents;
   #lastRound = instant(-Infinity);
+  /** Of either kind: a whole round, or of what was never sent. */
+  #lastPackets = instant(-Infinity);
 
   constructor(db: Database, push: PushEvents) {
     this.#db = db;
     this.#push = push;
   }
 
-  /** Arms the timer when something waits. The first change after a quiet time goes out almost at once. */
+  /** Arms the timer when something waits. The first change after a quiet time goes out at once. */
   arm(now: Instant): void {
     const { config, timers } = this.#db;
-    if (timers.get("gossip") !== undefined || !this.#hasWork()) return;
-    const sinceLast = elapsed(this.#lastRound, now);
-    timers.set("gossip", after(now, Math.max(config.gossipDelayMs, config.gossipIntervalMs - sinceLast)));
-  }
-
-  round(now: Instant): void {
-    this.#lastRound = now;
-    for (const attachment of this.#db.attachments.own.values()) {
-      if (waiting(attachment) > 0 && this.#db.hasPeers(attachment.network)) this.#gossip(attachment, now);
+    const armed = timers.get("gossip");
+    const soon = after(
+      now,
+      Math.max(config.gossipDelayMs, config.gossipUnsentIntervalMs - elapsed(this.#lastPackets, now)),
+    );
+    if (armed !== undefined && armed <= soon) return;
+    if (this.#has(unsent)) timers.set("gossip", soon);
+    else if (armed === undefined && this.#has(waiting)) {
+      const sinceRound = elapsed(this.#lastRound, now);
+      timers.set("gossip", after(now, Math.max(config.gossipDelayMs, config.gossipIntervalMs - sinceRound)));
     }
   }
 
-  #gossip(attachment: OwnAttachment, now: Instant): void {
+  /** Between two rounds only what was never sent goes out: repetitions come at their own pace, or one loss took all. */
+  round(now: Instant): void {
+    const whole = elapsed(this.#lastRound, now) >= this.#db.config.gossipIntervalMs;
+    const count = whole ? waiting : unsent;
+    this.#lastPackets = now;
+    if (whole) this.#lastRound = now;
+    for (const attachment of this.#db.attachments.own.values()) {
+      if (count(attachment) > 0 && this.#db.hasPeers(attachment.network))
+        this.#gossip(attachment, whole, now);
+    }
+  }
+
+  #gossip(attachment: OwnAttachment, whole: boolean, now: Instant): void {
     const { config } = this.#db;
     const { network, ownQueue, relayQueue } = attachment;
     if (ownQueue.length > config.burstEvents && !attachment.leaving) {
@@ -43,13 +58,16 @@ export class TableGossip {
     }
     const participants = this.#db.attachments.participants(network).length;
     const limit = transmitLimit(config.retransmitMultiplier, participants);
-    let left = waiting(attachment);
+    const take = (queue: TransmitQueue, budget: number): Uint8Array[] =>
+      whole
+        ? queue.take(budget, PART_OVERHEAD_BYTES, limit)
+        : queue.takeUnsent(budget, PART_OVERHEAD_BYTES, limit);
+    let left = whole ? waiting(attachment) : unsent(attachment);
     for (let packet = 0; packet < config.gossipPacketsPerRound && left > 0; packet++) {
       const budget = config.gossipPayloadBytes - COMPOUND_ENVELOPE_BYTES;
-      const own = ownQueue.take(budget, PART_OVERHEAD_BYTES, limit);
+      const own = take(ownQueue, budget);
       const used = own.reduce((sum, part) => sum + part.length + PART_OVERHEAD_BYTES, 0);
-      const relayed = relayQueue.take(budget - used, PART_OVERHEAD_BYTES, limit);
-      const parts = [...own, ...relayed];
+      const parts = [...own, ...take(relayQueue, budget - used)];
       if (parts.length === 0) break;
       left -= parts.length;
       this.#send(attachment, encodeNetworkDbMessage({ type: "compound", parts }));
@@ -74,9 +92,9 @@ export class TableGossip {
     if (oversized.length > 0 && !leaving) this.#push(network, oversized, now);
   }
 
-  #hasWork(): boolean {
+  #has(count: (attachment: OwnAttachment) => number): boolean {
     for (const attachment of this.#db.attachments.own.values()) {
-      if (waiting(attachment) > 0 && this.#db.hasPeers(attachment.network)) return true;
+      if (count(attachment) > 0 && this.#db.hasPeers(attachment.network)) return true;
     }
     return false;
   }
@@ -91,4 +109,8 @@ export type PushEvents = (
 
 function waiting({ ownQueue, relayQueue }: OwnAttachment): number {
   return ownQueue.length + relayQueue.length;
+}
+
+function unsent({ ownQueue, relayQueue }: OwnAttachment): number {
+  return ownQueue.unsent + relayQueue.unsent;
 }

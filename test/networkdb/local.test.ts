@@ -141,6 +141,22 @@ test("own events go before relayed ones, and both fit the datagram together", ()
   assert.ok(sent.length > 4, "the rest of the datagram is filled with relays");
 });
 
+test("a change soon after another does not wait for the next round, and repeats nothing", () => {
+  const lone = new Lone({ bulkSyncIntervalMs: 3_600_000 });
+  lone.peer("a", 1);
+  lone.join();
+  lone.pass(1_000);
+  lone.takeEffects();
+  const told = (milliseconds: number): string[] => gossipIn(lone.pass(milliseconds)).map(({ key }) => key);
+  lone.put("first", "v");
+  assert.deepEqual(told(0), ["first"]);
+  lone.put("second", "v");
+  assert.deepEqual(told(19), []);
+  assert.deepEqual(told(1), ["second"]);
+  assert.deepEqual(told(179), []);
+  assert.deepEqual(told(1).sort(), ["first", "second"]);
+});
+
 test("everything queued is gossiped out: a quiet cluster has empty queues", () => {
   forEachSeed(3, (seed) => {
     const world = new World({ seed, nodes: 6, loss: 0.02 });
