@@ -72,7 +72,7 @@ export const DEFAULT_NETWORKDB_CONFIG: NetworkDbConfig = {
   gossipUnsentIntervalMs: 20,
   joinSyncDelayMs: 10,
   gossipFanout: 3,
-  gossipPacketsPerRound: 4,
+  gossipPacketsPerRound: 16,
   // 1400 less the user message type (1), crc (5) and seal (29).
   gossipPayloadBytes: 1365,
   retransmitMultiplier: 4,
@@ -83,7 +83,7 @@ export const DEFAULT_NETWORKDB_CONFIG: NetworkDbConfig = {
   bulkSyncPageIntervalMs: 25,
   bulkSyncBytesPerInterval: 1024 * 1024,
   bulkSyncParallel: 3,
-  burstEvents: 200,
+  burstEvents: 16,
 
   rowReapMs: 30 * 60_000,
   attachmentReapMs: 30 * 60_000 + 25_000,

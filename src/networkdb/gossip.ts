@@ -1,5 +1,5 @@
 /** Table gossip: own and relayed events to a few random participants (networkdb.md §7.3). */
-import { after, elapsed, instant, type Instant } from "../base/time.ts";
+import { after, instant, type Instant } from "../base/time.ts";
 import { transmitLimit, type TransmitQueue } from "../base/transmit-queue.ts";
 import { COMPOUND_ENVELOPE_BYTES } from "../wire/networkdb/bulk-sync.ts";
 import { encodeNetworkDbMessage } from "../wire/networkdb/message.ts";
@@ -12,9 +12,9 @@ const PART_OVERHEAD_BYTES = 6;
 export class TableGossip {
   readonly #db: Database;
   readonly #push: PushEvents;
-  #lastRound = instant(-Infinity);
-  /** Of either kind: a whole round, or of what was never sent. */
-  #lastPackets = instant(-Infinity);
+  /** When the next whole round may be, and the next packets of what was never sent. */
+  #roundDue = instant(-Infinity);
+  #unsentDue = instant(-Infinity);
 
   constructor(db: Database, push: PushEvents) {
     this.#db = db;
@@ -25,25 +25,20 @@ export class TableGossip {
   arm(now: Instant): void {
     const { config, timers } = this.#db;
     const armed = timers.get("gossip");
-    const soon = after(
-      now,
-      Math.max(config.gossipDelayMs, config.gossipUnsentIntervalMs - elapsed(this.#lastPackets, now)),
-    );
+    const soon = latest(this.#unsentDue, after(now, config.gossipDelayMs));
     if (armed !== undefined && armed <= soon) return;
     if (this.#has(unsent)) timers.set("gossip", soon);
-    else if (armed === undefined && this.#has(waiting)) {
-      const sinceRound = elapsed(this.#lastRound, now);
-      timers.set("gossip", after(now, Math.max(config.gossipDelayMs, config.gossipIntervalMs - sinceRound)));
-    }
+    else if (armed === undefined && this.#has(waiting)) timers.set("gossip", latest(this.#roundDue, soon));
   }
 
   /** Between two rounds only what was never sent goes out: repetitions come at their own pace, or one loss took all. */
   round(now: Instant): void {
-    const whole = elapsed(this.#lastRound, now) >= this.#db.config.gossipIntervalMs;
+    const { config, attachments } = this.#db;
+    const whole = now >= this.#roundDue;
     const count = whole ? waiting : unsent;
-    this.#lastPackets = now;
-    if (whole) this.#lastRound = now;
-    for (const attachment of this.#db.attachments.own.values()) {
+    if (whole) this.#roundDue = after(now, config.gossipIntervalMs);
+    this.#unsentDue = after(now, config.gossipUnsentIntervalMs);
+    for (const attachment of attachments.own.values()) {
       if (count(attachment) > 0 && this.#db.hasPeers(attachment.network))
         this.#gossip(attachment, whole, now);
     }
@@ -113,4 +108,8 @@ function waiting({ ownQueue, relayQueue }: OwnAttachment): number {
 
 function unsent({ ownQueue, relayQueue }: OwnAttachment): number {
   return ownQueue.unsent + relayQueue.unsent;
+}
+
+function latest(a: Instant, b: Instant): Instant {
+  return a > b ? a : b;
 }
