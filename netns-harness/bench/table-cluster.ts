@@ -11,7 +11,7 @@ import type { Command, NodeReport, Report } from "../programs/table-nodes.ts";
 
 const FIRST_PORT = 20_000;
 const POLL_MS = 20;
-const PATIENCE_MS = 150_000;
+const PATIENCE_MS = 600_000;
 
 type Task = Command extends infer One
   ? One extends { readonly ports: unknown }
