@@ -25,6 +25,11 @@ scenario("containers of a Docker swarm and an endpoint of netagent share a netwo
     assert.deepEqual(await resolveOurs(ours, container.name), [container.ip]);
     assert.deepEqual(await resolveOurs(ours, container.id.slice(0, 12)), [container.ip]);
   }
+  await waitFor("doctor to find nothing wrong", () => node.ctl("doctor"), {
+    withinMs: 20_000,
+    everyMs: 1_000,
+  });
+
   // Full frames in both directions: the MTU is the same, and checksums and segments survive.
   const got = await ours.place.run("curl", "-sS", "--max-time", "20", `http://${c1.ip}/megabyte`);
   assert.equal(got.length, MEGABYTE);
