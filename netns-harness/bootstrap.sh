@@ -18,6 +18,7 @@ ping|iputils-ping|run|reaching another host
 curl|curl|run|the demo's HTTP client
 tcpdump|tcpdump|run|captures of the underlay
 conntrack|conntrack|run|looking at connections
+iptables|iptables|run|letting published ports through Docker's FORWARD policy
 make|make|build|the native addon
 g++|g++|build|the native addon and the bench programs
 python3|python3|build|node-gyp
@@ -31,7 +32,9 @@ musl-gcc|musl-tools|test|a client with musl's resolver
 chromium|chromium|test|looking at the dockercoins page
 redis-server|redis-server|test,demo|where dockercoins keeps its coins
 dnsmasq|dnsmasq-base|bench|a DNS server to compare ours with
-iperf3|iperf3|bench|throughput"
+iperf3|iperf3|bench|throughput
+wrk|wrk|bench|requests over kept connections
+haproxy|haproxy|bench|a proxy to compare the mesh with"
 
 main() {
   check_node
@@ -82,7 +85,8 @@ install_packages() {
     local unit
     for package in "$@"; do
       for unit in $(dpkg -L "$package" | sed -n 's,^.*/systemd/system/\([^/]*\.\(service\|socket\)\)$,\1,p'); do
-        [[ $package == docker.io || $package == serf || $package == iperf3 || $package == redis-server ]] &&
+        [[ $package == docker.io || $package == serf || $package == iperf3 || $package == haproxy ||
+          $package == redis-server ]] &&
           systemctl disable "$unit" >/dev/null 2>&1 || true
       done
     done

@@ -106,9 +106,15 @@ export class Connection {
     this.#client = client;
   }
 
-  /** Connects from `near` to an echo server started in `far`. */
-  static async open(near: Place, far: Place, address: string, port = 7): Promise<Connection> {
-    await far.serve("echo-server", String(port));
+  /** Connects from `near` to an echo server started in `far`, or running there already. */
+  static async open(
+    near: Place,
+    far: Place,
+    address: string,
+    port = 7,
+    { serve = true }: { readonly serve?: boolean } = {},
+  ): Promise<Connection> {
+    if (serve) await far.serve("echo-server", String(port));
     const client = near.spawnProgram("heartbeat", address, String(port));
     await started(client, "beat 1 ");
     return new Connection(client);
@@ -117,6 +123,20 @@ export class Connection {
   /** False once the connection has ended. */
   get alive(): boolean {
     return this.#client.running;
+  }
+
+  /** Says nothing until `resume`; the connection stays. */
+  pause(): void {
+    this.#client.signal("SIGSTOP");
+  }
+
+  resume(): void {
+    this.#client.signal("SIGCONT");
+  }
+
+  /** The last thing that happened: an answer, or how the connection ended. */
+  end(): string {
+    return this.#client.lines().at(-1) ?? "";
   }
 
   /** Beats answered so far. */

@@ -10,10 +10,16 @@ export type Answers = Readonly<Record<string, number>>;
 
 /**
  * Asks an HTTP port `count` times, each time over a new connection. Requests run a few at a time; one without an
- * answer in two seconds is a failure.
+ * answer within `patienceSeconds` is a failure.
  */
-export async function askHttp(from: Place, url: string, count: number): Promise<Answers> {
-  const script = `seq ${count} | xargs -P 4 -I{} sh -c 'curl -sS --max-time 2 "${url}" 2>/dev/null || echo'`;
+export async function askHttp(
+  from: Place,
+  url: string,
+  count: number,
+  patienceSeconds = 2,
+): Promise<Answers> {
+  const ask = `curl -sS --max-time ${patienceSeconds} "${url}" 2>/dev/null || echo`;
+  const script = `seq ${count} | xargs -P 4 -I{} sh -c '${ask}'`;
   const { stdout } = await from.exec(["sh", "-c", script]);
   return tally(stdout);
 }

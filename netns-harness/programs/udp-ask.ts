@@ -22,7 +22,7 @@ for (let asked = 0; asked < Number(count); asked++) {
 
 /** Connected, so that a refusal (ICMP port unreachable) is an error at once and an answer from elsewhere none. */
 async function ask(): Promise<string> {
-  const socket = createSocket("udp4");
+  const socket = createSocket(address.includes(":") ? "udp6" : "udp4");
   try {
     return await new Promise((resolve, reject) => {
       setTimeout(() => reject(new Error("no answer")), PATIENCE_MS).unref();

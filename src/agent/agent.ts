@@ -49,6 +49,8 @@ export interface AgentParts {
 /** Told about everything that may change what the mesh and the names look like; both recompute at their own pace. */
 export interface Dependent {
   refresh(): void;
+  /** A row changed, own ones included; `refresh` follows. */
+  rowChanged?(network: NetworkId, table: string, key: string): void;
 }
 
 /** After the first peer answered: bulk sync and definitions are exchanged well within it. */
@@ -196,6 +198,8 @@ export class Agent {
     switch (effect.type) {
       case "row-changed":
         if (effect.table === PEER_TABLE) this.reconciler.markDirty(effect.network);
+        for (const dependent of this.dependents)
+          dependent.rowChanged?.(effect.network, effect.table, effect.key);
         return this.#notify();
       case "network-changed":
         return;
@@ -280,6 +284,8 @@ export class Agent {
   onLeft: () => void = () => undefined;
   /** Awaited before a network's device is made. */
   beforeDevice: () => Promise<void> = () => Promise.resolve();
+  /** Resolves when the mesh has made what it can; set by whoever runs it. */
+  rulesMade: () => Promise<void> = () => Promise.resolve();
 
   /** Derives everything anew from definitions, endpoints and members. */
   refresh(): void {

@@ -2,6 +2,7 @@ import { existsSync, readdirSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { errorCode, NetError } from "../base/error.ts";
 import { removeDnsRedirect } from "../kernel/dns-redirect.ts";
+import { reconcileForwardPolicy } from "../kernel/forward-policy.ts";
 import { deleteLink, listLinks } from "../kernel/links.ts";
 import { NetlinkSocket } from "../kernel/netlink-socket.ts";
 import { Netns } from "../kernel/netns.ts";
@@ -40,6 +41,10 @@ export async function cleanUp(
   try {
     for (const path of sandboxPaths(dataDir)) await attempt(path, () => cleanSandbox(path, say));
     await attempt("the host", () => cleanNamespace(undefined, "the host", say));
+    await attempt("iptables", async () => {
+      using host = Netns.current();
+      if (await reconcileForwardPolicy(host, undefined)) say("rules in iptables' FORWARD");
+    });
     for (const path of pinnedNamespaces(runDir)) {
       await attempt(path, () => {
         Netns.remove(path);

@@ -13,6 +13,8 @@ const name = z
 /** A name or a unique prefix of an id. */
 const reference = z.string().min(1).max(255);
 const timeoutMs = z.number().int().min(0).max(3_600_000).default(10_000);
+/** How long established connections may take to end by themselves when a backend leaves. */
+const drainTimeoutMs = z.number().int().min(0).max(3_600_000);
 const protocol = z.enum(["tcp", "udp"]);
 const port = z.number().int().min(1, "a port is 1 to 65535").max(65535, "a port is 1 to 65535");
 
@@ -71,10 +73,17 @@ export const requests = {
   "network.inspect": z.object({ network: reference }),
   "network.rm": z.object({ network: reference, timeoutMs }),
   attach,
-  detach: z.object({ endpoint: reference, timeoutMs, force: z.boolean().default(false) }),
+  detach: z.object({
+    endpoint: reference,
+    force: z.boolean().default(false),
+    drainTimeoutMs: drainTimeoutMs.optional(),
+    timeoutMs,
+  }),
   /** A fresh namespace owned by process `ownerPid`; removed with its endpoints when that process is gone. */
   "sandbox.create": z.object({ ownerPid: z.number().int().positive() }),
   "sandbox.remove": z.object({ path: z.string().min(1).max(4096), timeoutMs }),
+  /** Takes its backends out of rotation everywhere; established connections are not waited for. */
+  "sandbox.drain": z.object({ path: z.string().min(1).max(4096), timeoutMs }),
   "endpoint.ls": z.object({ network: reference.optional(), service: reference.optional() }),
   "endpoint.inspect": z.object({ endpoint: reference }),
   "service.create": z.object({
@@ -85,7 +94,7 @@ export const requests = {
     affinity: z.enum(["none", "client-ip"]).default("none"),
     labels: z.record(z.string().max(128), z.string().max(1024)).default({}),
     force: z.boolean().default(false),
-    drainTimeoutMs: z.number().int().min(0).max(3_600_000).optional(),
+    drainTimeoutMs: drainTimeoutMs.optional(),
     timeoutMs,
   }),
   "service.ls": z.object({}),
@@ -99,6 +108,7 @@ export const requests = {
       .max(256)
       .default([]),
     affinity: z.enum(["none", "client-ip"]).optional(),
+    drainTimeoutMs: drainTimeoutMs.optional(),
     force: z.boolean().default(false),
     timeoutMs,
   }),
@@ -154,6 +164,7 @@ export interface Results {
   detach: { readonly id: string };
   "sandbox.create": { readonly path: string; readonly resolvConf: string };
   "sandbox.remove": Record<string, never>;
+  "sandbox.drain": Record<string, never>;
   "endpoint.ls": EndpointView[];
   "endpoint.inspect": EndpointView;
   "service.create": ServiceView;

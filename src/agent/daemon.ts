@@ -30,15 +30,18 @@ import { ControlServer } from "./control-server.ts";
 import { chooseDataplane } from "./dataplane-choice.ts";
 import { DnsRunner } from "./dns-runner.ts";
 import { Doctor } from "./doctor.ts";
+import { Drainer } from "./drainer.ts";
 import { Endpoints } from "./endpoints.ts";
 import { GossipLoop, type AgentEffect } from "./gossip-loop.ts";
 import { capturePlace, createHandlers } from "./handlers.ts";
+import { HealthRunner } from "./health-runner.ts";
 import { keyQuestion, Keys, loadKeyring } from "./keys.ts";
 import { LoopDelay } from "./loop-delay.ts";
 import { createLogger, type Logger } from "./log.ts";
 import { MeshRunner } from "./mesh-runner.ts";
 import { MetricsServer } from "./metrics.ts";
 import { PathRunner, pathQuestion } from "./path-runner.ts";
+import { PortCheck } from "./port-check.ts";
 import { questionsOf } from "./questions.ts";
 import { Sandboxes } from "./sandboxes.ts";
 import { Status } from "./status.ts";
@@ -133,6 +136,10 @@ async function runLocked(
   const filter = new UnderlayFilter(agent);
   agent.beforeDevice = () => filter.ensure();
   agent.dependents.push(filter, mesh, dns, paths);
+  agent.rulesMade = () => mesh.rulesMade();
+  const drainer = new Drainer(agent, mesh);
+  const health = new HealthRunner(agent);
+  const portCheck = new PortCheck(agent, mesh);
   const doctor = new Doctor({ agent, views, mesh, paths, filter, underlayMtu });
   const tracer = new Tracer({ agent, views, mesh });
   views.dataPath = (vtep) => paths.health(vtep);
@@ -149,6 +156,8 @@ async function runLocked(
     path: (body) => paths.answer(pathQuestion.parse(body)),
     status: () => status.own(),
     capture: (body) => captures.answer(captureQuestion.parse(body)),
+    drain: (body) => drainer.answer(body),
+    ports: (body) => portCheck.answer(body),
   });
   const handlers = createHandlers({
     agent,
@@ -159,14 +168,8 @@ async function runLocked(
     loopDelay,
     meshSettled: (timeoutMs) => mesh.settled(timeoutMs),
     meshPlan: () => mesh.plan(),
-    checkPorts: (ports) =>
-      mesh.checkPorts(
-        ports.map((port) => ({
-          protocol: port.protocol,
-          port: port.published,
-          ...(port.address === undefined ? {} : { address: parseIp(port.address) }),
-        })),
-      ),
+    drainer,
+    portCheck,
     doctor: () => doctor.examine(),
     trace: (from, to, port) => tracer.trace(from, to, port),
   });
@@ -188,7 +191,7 @@ async function runLocked(
   adoptEndpoints(agent, log);
   const control = await ControlServer.listen(join(config.runDir, "netagent.sock"), handlers, log);
   peersFile = new PeersFile(join(config.dataDir, "peers.json"), loop);
-  const orphans = setInterval(() => void removeOrphans(agent, log), ORPHANS_MS);
+  const orphans = setInterval(() => void removeOrphans(agent, drainer, log), ORPHANS_MS);
   const stopping = new AbortController();
 
   const remembered = peersFile.read();
@@ -211,6 +214,7 @@ async function runLocked(
   await leave(agent);
   loopDelay.close();
   captures.close();
+  health.close();
   paths.close();
   dns.close();
   filter.close();
@@ -370,12 +374,15 @@ async function releaseStrays(agent: Agent): Promise<void> {
 }
 
 /** Namespaces whose command has ended without giving them back, and endpoints whose namespace has vanished. */
-async function removeOrphans(agent: Agent, log: Logger): Promise<void> {
+async function removeOrphans(agent: Agent, drainer: Drainer, log: Logger): Promise<void> {
   try {
     for (const sandbox of agent.sandboxes.orphans()) {
       for (const record of agent.endpoints.all()) {
         const inside = record.sandbox.type === "netns" && record.sandbox.path === sandbox.path;
-        if (inside && record.kind === "user") await agent.drop(record, 2_000);
+        if (!inside || record.kind !== "user") continue;
+        // Its empty namespace refuses new connections until the peers know; without it they would hang.
+        if (record.service !== undefined) await drainer.drain(record, { connectionsMs: 0 });
+        await agent.drop(record, 2_000);
       }
       agent.sandboxes.remove(sandbox.path);
       agent.event("sandbox-removed", sandbox.path, `its owner, process ${sandbox.ownerPid}, is gone`);

@@ -61,6 +61,8 @@ export class Endpoints {
   readonly #records = new Map<EndpointId, EndpointRecord>();
   /** The kernel agrees, so the name may be published. */
   readonly ready = new Set<EndpointId>();
+  /** Backend legs whose interface is there, so that the mesh can make its rules; the name waits for those. */
+  readonly wired = new Set<EndpointId>();
   readonly leaving = new Set<EndpointId>();
   readonly unhealthy = new Set<EndpointId>();
   readonly #write: (text: string) => void;
@@ -118,6 +120,7 @@ export class Endpoints {
 
   remove(id: EndpointId): void {
     this.ready.delete(id);
+    this.wired.delete(id);
     this.leaving.delete(id);
     this.unhealthy.delete(id);
     if (this.#records.delete(id)) this.save();

@@ -2,8 +2,9 @@ import { readFileSync } from "node:fs";
 import { networkInterfaces } from "node:os";
 import { join } from "node:path";
 import { NetError } from "../base/error.ts";
-import { parseCidr, parseHostPort, type Cidr, type SocketAddr } from "../base/ip.ts";
+import { parseCidr, parseHostPort, parseIp, type Cidr, type SocketAddr } from "../base/ip.ts";
 import { Netns } from "../kernel/netns.ts";
+import type { NodePort } from "../mesh/claims.ts";
 import { namespaceName, VXLAN_LINK } from "../overlay/naming.ts";
 import { formatStep } from "../overlay/plan.ts";
 import { INGRESS } from "../state/ingress.ts";
@@ -12,9 +13,12 @@ import type { Agent } from "./agent.ts";
 import type { LoopDelay } from "./loop-delay.ts";
 import type { PlanView, ParsedParams, Results } from "./control-protocol.ts";
 import type { ControlHandlers, Reporter } from "./control-server.ts";
+import { DRAIN_TIMEOUT_MS, type Drainer } from "./drainer.ts";
 import type { EndpointRecord } from "./endpoints.ts";
+import { hasCheck } from "./health-runner.ts";
 import type { Keys } from "./keys.ts";
 import { captureRemotely } from "./remote-capture.ts";
+import type { PortCheck } from "./port-check.ts";
 import type { Views } from "./views.ts";
 
 /** Parts that handlers need beside the agent. */
@@ -26,19 +30,17 @@ export interface HandlerParts {
   readonly dataplaneReason: string;
   /** Brings the routing mesh into agreement with what is desired. @throws NetError when it does not within `timeoutMs`. */
   readonly meshSettled: (timeoutMs: number) => Promise<void>;
+  readonly drainer: Drainer;
   /** What the mesh would change now. */
   readonly loopDelay: Pick<LoopDelay, "delays">;
   readonly meshPlan: () => PlanView[];
-  /** @throws NetError `port-taken` when a process of this node holds a port that is about to be published. */
-  readonly checkPorts: (
-    ports: readonly { published: number; protocol: "tcp" | "udp"; address?: string }[],
-  ) => void;
+  readonly portCheck: PortCheck;
   readonly doctor: () => Promise<Results["doctor"]>;
   readonly trace: (from: string, to: string, port: number | undefined) => Promise<Results["trace"]>;
 }
 
-/** How long a backend that goes keeps being told about before it is cut off, so that the peers have seen it. */
-const DRAIN_MS = 1_000;
+/** How often a backend's leg in the ingress network is looked for while it is made. */
+const LEG_LOOK_MS = 10;
 
 /** What every request does. Decisions are the state's, the overlay's and the mesh's; here they meet the operator. */
 export function createHandlers(parts: HandlerParts): ControlHandlers {
@@ -96,16 +98,37 @@ export function createHandlers(parts: HandlerParts): ControlHandlers {
       await agent.drop(record, 2_000);
       throw error;
     }
+    // Out of rotation until its check has passed once.
+    if (hasCheck(record)) endpoints.unhealthy.add(record.id);
     endpoints.ready.add(record.id);
     agent.refresh();
     agent.publish();
-    if (service !== undefined) await parts.meshSettled(left());
+    if (service !== undefined) {
+      if (service.ports.length > 0) await backendLegReady(record, left());
+      await parts.meshSettled(left());
+    }
     agent.event(
       "endpoint-attached",
       record.name || record.id.slice(0, 12),
       `${record.ip} on ${network.name}`,
     );
     return views.findEndpoint(record.id);
+  }
+
+  /** Published ports reach it from now on. @throws NetError after `withinMs` */
+  async function backendLegReady(record: EndpointRecord, withinMs: number): Promise<void> {
+    const deadline = performance.now() + withinMs;
+    for (;;) {
+      const leg = endpoints.backendLeg(record.id);
+      if (leg !== undefined && endpoints.ready.has(leg.id)) return;
+      if (performance.now() >= deadline) {
+        throw new NetError(
+          "timeout",
+          `attach: ${record.name || record.id.slice(0, 12)} is on its network, but not yet on ingress (netctl plan shows what is missing)`,
+        );
+      }
+      await new Promise((resolve) => setTimeout(resolve, LEG_LOOK_MS));
+    }
   }
 
   /** The namespace exists and has room for the interface. @throws NetError */
@@ -125,18 +148,33 @@ export function createHandlers(parts: HandlerParts): ControlHandlers {
     }
   }
 
-  async function detach(record: EndpointRecord, force: boolean, timeoutMs: number): Promise<void> {
-    if (record.service !== undefined && !force) {
-      endpoints.leaving.add(record.id);
-      agent.publish();
-      await new Promise((resolve) => setTimeout(resolve, Math.min(DRAIN_MS, timeoutMs)));
-    }
+  /**
+   * Out of rotation first, when it backs a service; `connectionsMs` is how long its established connections may take
+   * then. Undefined: not even that, it is cut off.
+   */
+  async function detach(
+    record: EndpointRecord,
+    connectionsMs: number | undefined,
+    timeoutMs: number,
+    progress?: (text: string) => void,
+  ): Promise<void> {
+    if (record.service !== undefined && connectionsMs !== undefined)
+      await parts.drainer.drain(record, {
+        connectionsMs,
+        ...(progress === undefined ? {} : { progress }),
+      });
     await agent.drop(record, timeoutMs);
     agent.event(
       "endpoint-detached",
       record.name || record.id.slice(0, 12),
       `${record.ip} on ${agent.networkName(record.network)}`,
     );
+  }
+
+  function usersIn(path: string): EndpointRecord[] {
+    return endpoints
+      .all()
+      .filter(({ kind, sandbox }) => kind === "user" && sandbox.type === "netns" && sandbox.path === path);
   }
 
   /** The user endpoint of this node that a reference names. @throws NetError */
@@ -254,9 +292,10 @@ export function createHandlers(parts: HandlerParts): ControlHandlers {
       return { id: found.id };
     },
     attach,
-    detach: async ({ endpoint, timeoutMs, force }) => {
+    detach: async ({ endpoint, timeoutMs, force, drainTimeoutMs }, reporter) => {
       const record = localRecord(endpoint);
-      await detach(record, force, timeoutMs);
+      const connectionsMs = drainTimeoutMs ?? agent.serviceOf(record)?.drainTimeoutMs ?? DRAIN_TIMEOUT_MS;
+      await detach(record, force ? undefined : connectionsMs, timeoutMs, (text) => reporter.progress(text));
       return { id: record.id };
     },
     "sandbox.create": ({ ownerPid }) => {
@@ -266,12 +305,17 @@ export function createHandlers(parts: HandlerParts): ControlHandlers {
     "sandbox.remove": async ({ path, timeoutMs }) => {
       if (!sandboxes.owns(path))
         throw new NetError("not-ours", `remove sandbox ${path}: netagent did not make it`);
-      for (const record of endpoints.all()) {
-        const inside = record.sandbox.type === "netns" && record.sandbox.path === path;
-        // The command has ended: whom would draining serve?
-        if (inside && record.kind === "user") await detach(record, true, timeoutMs);
-      }
+      // The command has ended: nobody is left to finish anything, but until the peers know, new connections come, and
+      // the empty namespace refuses them where a missing interface would leave them hanging.
+      await Promise.all(usersIn(path).map((record) => detach(record, 0, timeoutMs)));
       sandboxes.remove(path);
+      return {};
+    },
+    "sandbox.drain": async ({ path }) => {
+      if (!sandboxes.owns(path))
+        throw new NetError("not-ours", `drain sandbox ${path}: netagent did not make it`);
+      const backends = usersIn(path).filter((record) => record.service !== undefined);
+      await Promise.all(backends.map((record) => parts.drainer.drain(record, { connectionsMs: 0 })));
       return {};
     },
     "endpoint.ls": ({ network, service }) => {
@@ -282,8 +326,7 @@ export function createHandlers(parts: HandlerParts): ControlHandlers {
     },
     "endpoint.inspect": ({ endpoint }) => views.findEndpoint(endpoint),
     "service.create": async (params) => {
-      if (!params.force)
-        parts.checkPorts(params.publish.filter((port) => port.mode === "ingress").map(defined));
+      if (!params.force) await parts.portCheck.check(onEveryNode(params.publish));
       const { timeoutMs, force: _force, publish, drainTimeoutMs, ...rest } = params;
       const spec = {
         ...rest,
@@ -300,9 +343,10 @@ export function createHandlers(parts: HandlerParts): ControlHandlers {
     "service.ls": () => views.services(),
     "service.inspect": ({ service }) => views.service(node.state.findService(service)),
     "service.ps": ({ service }) => views.backends(node.state.findService(service)),
-    "service.update": async ({ service, publishAdd, publishRemove, affinity, force, timeoutMs }) => {
+    "service.update": async (params) => {
+      const { service, publishAdd, publishRemove, affinity, drainTimeoutMs, force, timeoutMs } = params;
       const before = node.state.findService(service);
-      if (!force) parts.checkPorts(publishAdd.filter((port) => port.mode === "ingress").map(defined));
+      if (!force) await parts.portCheck.check(onEveryNode(publishAdd));
       const missing = publishRemove.find(
         (port) =>
           !before.ports.some((one) => one.published === port.published && one.protocol === port.protocol),
@@ -323,6 +367,7 @@ export function createHandlers(parts: HandlerParts): ControlHandlers {
         spec: {
           ports: [...kept, ...publishAdd.map(defined)],
           ...(affinity === undefined ? {} : { affinity }),
+          ...(drainTimeoutMs === undefined ? {} : { drainTimeoutMs }),
         },
       });
       agent.event("service-updated", before.name, before.id);
@@ -417,6 +462,17 @@ function cannotEncrypt(what: string): NetError {
     "encryption-missing",
     `${what}: neither data plane of this node encrypts between hosts (leave --encrypted out, or encrypt the underlay)`,
   );
+}
+
+/** The ports that any node will answer on. @throws NetError for an address that is none */
+function onEveryNode(publish: ParsedParams<"service.create">["publish"]): NodePort[] {
+  return publish
+    .filter(({ mode }) => mode === "ingress")
+    .map(({ protocol, published, address }) => ({
+      protocol,
+      port: published,
+      ...(address === undefined ? {} : { address: parseIp(address) }),
+    }));
 }
 
 function openSandbox(path: string): Netns {

@@ -14,17 +14,22 @@ export class IngressLegs {
   }
 
   /**
-   * While any service publishes a port in ingress mode every node has a leg in the ingress network, and every backend
-   * of such a service a second interface in it.
+   * Every backend of a service that publishes a port has a second interface, in the ingress network. Every node has a
+   * leg in it while any service publishes in ingress mode, and one with a backend of a service that publishes in host
+   * mode, too.
    */
   async ensure(): Promise<void> {
     const ingress = this.#agent.loop.node.state.network(INGRESS.id);
     if (ingress === undefined) return;
-    const publishing = this.#agent.loop.node.state
-      .services()
-      .filter((service) => service.ports.some((port) => port.mode === "ingress"));
+    const publishing = this.#agent.loop.node.state.services().filter((service) => service.ports.length > 0);
+    const ids = new Set(publishing.map((service) => service.id));
+    const needsLeg =
+      publishing.some((service) => service.ports.some((port) => port.mode === "ingress")) ||
+      this.#agent.endpoints
+        .all()
+        .some(({ kind, service }) => kind === "user" && service !== undefined && ids.has(service));
     const leg = this.#agent.endpoints.ingressLeg();
-    if (publishing.length > 0 && leg === undefined) {
+    if (needsLeg && leg === undefined) {
       await this.#addLeg(ingress, {
         kind: "ingress-leg",
         name: INGRESS_ENDPOINT_NAME,
@@ -33,7 +38,6 @@ export class IngressLegs {
         aliases: [],
       });
     }
-    const ids = new Set(publishing.map((service) => service.id));
     for (const record of this.#agent.endpoints.all()) {
       const backs = record.kind === "user" && record.service !== undefined && ids.has(record.service);
       if (
@@ -55,7 +59,7 @@ export class IngressLegs {
         record.kind === "backend-leg" && (record.service === undefined || !ids.has(record.service));
       if (orphan) await this.#agent.drop(record, 5_000);
     }
-    if (publishing.length === 0 && leg !== undefined) await this.#agent.drop(leg, 5_000);
+    if (!needsLeg && leg !== undefined) await this.#agent.drop(leg, 5_000);
   }
 
   async #addLeg(
@@ -71,6 +75,11 @@ export class IngressLegs {
     this.#agent.endpoints.put(record);
     this.#agent.publish();
     await this.#agent.reconciler.settled(ingress.id, 5_000);
+    if (record.kind === "backend-leg") {
+      // Connections come as soon as a peer reads the name, and are lost where the way back is not made yet.
+      this.#agent.endpoints.wired.add(record.id);
+      await this.#agent.rulesMade();
+    }
     this.#agent.endpoints.ready.add(record.id);
   }
 

@@ -1,26 +1,23 @@
 import { errorText, NetError } from "../base/error.ts";
-import type { NodeName } from "../base/id.ts";
-import type { IpAddr } from "../base/ip.ts";
-import { Conntrack } from "../kernel/conntrack.ts";
+import type { NetworkId } from "../base/id.ts";
+import { subnetContains } from "../base/ip.ts";
 import { Ipv6Relay } from "../kernel/ipv6-relay.ts";
-import { NetlinkSocket } from "../kernel/netlink-socket.ts";
 import { Netns } from "../kernel/netns.ts";
-import { NftTableKeeper } from "../kernel/nft.ts";
 import { holderText, PortGuard } from "../kernel/port-holder.ts";
-import { applyReturnPath, readDefaultSource, readReturnPath } from "../kernel/return-path.ts";
-import { HOST, MeshPlanner, type MeshDesired, type NamespaceState } from "../mesh/desired.ts";
 import type { NodePort } from "../mesh/claims.ts";
+import { HOST, MeshPlanner, type MeshDesired } from "../mesh/desired.ts";
 import { planPurges, type FlowGroup } from "../mesh/flows.ts";
-import type { Backend, EntryNode, MeshInput, NodeFacts, Sandbox, Service } from "../mesh/input.ts";
-import { isEmptyPlan, planSize } from "../mesh/plan.ts";
-import { planReturnPath } from "../mesh/return-path.ts";
+import type { MeshInput, NodeFacts, Sandbox } from "../mesh/input.ts";
+import { changedServed, type ServedPort } from "../mesh/service-blocks.ts";
 import { INGRESS_HOST_LINK } from "../overlay/naming.ts";
-import { endpointRecordOf, INGRESS_ENDPOINT_NAME, peerRecordOf } from "../overlay/rows.ts";
+import { endpointRecordOf } from "../overlay/rows.ts";
 import { INGRESS } from "../state/ingress.ts";
-import type { ServiceView } from "../state/state.ts";
-import { ENDPOINT_TABLE, PEER_TABLE } from "../wire/networkdb/records.ts";
+import { ENDPOINT_TABLE } from "../wire/networkdb/records.ts";
 import type { Agent, Dependent } from "./agent.ts";
 import type { PlanView } from "./control-protocol.ts";
+import { FailingBackends, nameOf } from "./failing-backends.ts";
+import { MeshNamespace } from "./mesh-namespace.ts";
+import { ServiceIndex, type FailingPort } from "./service-index.ts";
 
 /** Changes that come together are one transaction. */
 const BREATH_MS = 5;
@@ -28,6 +25,10 @@ const BREATH_MS = 5;
 const SWEEP_MS = 3_000;
 /** How long after our ingress leg came up its peers are trusted to know it, so that replies can come back through us. */
 const LEG_KNOWN_MS = 2_000;
+/** How long a new backend's name waits for its rules. */
+const RULES_MS = 2_000;
+/** How often a row that gossip is about to bring is looked for. */
+const ROW_LOOK_MS = 20;
 /** Every so many sweeps every element is compared, not only what the ruleset's generation hints at. */
 const DEEP_EVERY = 10;
 
@@ -45,34 +46,70 @@ export class MeshRunner implements Dependent {
   readonly #namespaces = new Map<string, MeshNamespace>();
   readonly #guard = new PortGuard();
   readonly #relay: Ipv6Relay;
-  readonly #services = new Map<string, { readonly text: string; readonly service: Service }>();
+  readonly #index: ServiceIndex;
+  readonly #failing: FailingBackends;
+  /** Those that wait for the next round, and those whose round is under way. */
   readonly #waiters = new Set<Waiter>();
+  #asking: readonly Waiter[] = [];
   #timer: NodeJS.Timeout | undefined;
   readonly #sweep: NodeJS.Timeout;
   #running = false;
   #again = false;
-  #ours = false;
+  #sweepDue = false;
   #sweeps = 0;
   #problem: NetError | undefined;
   #closed = false;
-  #flows: readonly FlowGroup[] = [];
+  /** Undefined until the first round: what flows a former life left nobody has told us. */
+  #flows: readonly FlowGroup[] | undefined;
+  #unanswered: FailingPort[] = [];
+  #ports: readonly (readonly ServedPort[])[] = [];
   #legReadySince: number | undefined;
   #portProblem = "";
   #taken: readonly NodePort[] = [];
 
   constructor(agent: Agent) {
     this.#agent = agent;
+    this.#index = new ServiceIndex(agent.loop);
     this.#relay = new Ipv6Relay(({ text }) => this.#reportPort(text));
+    this.#failing = new FailingBackends(
+      () => this.#namespaces.get(HOST)?.failing() ?? new Uint32Array(0),
+      (ports, added) => this.#fail(ports, added),
+    );
     this.#sweep = setInterval(() => {
-      this.#sweeps++;
+      this.#sweepDue = true;
       this.#schedule();
     }, SWEEP_MS);
     this.#sweep.unref();
   }
 
   refresh(): void {
-    this.#ours = true;
     this.#schedule();
+  }
+
+  rowChanged(network: NetworkId, table: string, key: string): void {
+    this.#index.rowChanged(network, table, key);
+  }
+
+  /** Resolves when no rule of this node sends new flows to these endpoints. @throws NetError after `timeoutMs` */
+  async avoids(
+    endpoints: readonly { readonly network: NetworkId; readonly key: string }[],
+    timeoutMs: number,
+  ): Promise<void> {
+    const deadline = performance.now() + timeoutMs;
+    const { networkDb } = this.#agent.loop.node;
+    const known = ({ network, key }: (typeof endpoints)[number]): boolean => {
+      const row = networkDb.row(network, ENDPOINT_TABLE, key);
+      // What is not here yet may still come as it was before; where we are not on the network nothing comes.
+      if (row === undefined) return !networkDb.attachments().some((one) => one.network === network);
+      return endpointRecordOf(row)?.serviceDisabled !== false;
+    };
+    while (!endpoints.every(known)) {
+      if (performance.now() >= deadline)
+        throw new NetError("timeout", "the tables of this node do not say yet that the backend drains");
+      await new Promise((resolve) => setTimeout(resolve, ROW_LOOK_MS));
+    }
+    // A node without rules of its own has nothing that could be late.
+    if (this.#agent.tablesLoaded()) await this.settled(Math.max(1, deadline - performance.now()));
   }
 
   /** @throws NetError what is still wrong after `timeoutMs`. */
@@ -92,6 +129,12 @@ export class MeshRunner implements Dependent {
       this.#waiters.add(waiter);
       this.refresh();
     });
+  }
+
+  /** A round from now on, or as long as one may take: what is wrong is reported, and the next sweep tries again. */
+  async rulesMade(): Promise<void> {
+    // A restarted agent makes none before it knows what its peers know.
+    if (this.#agent.tablesLoaded()) await this.settled(RULES_MS).catch(() => undefined);
   }
 
   plan(): PlanView[] {
@@ -117,17 +160,13 @@ export class MeshRunner implements Dependent {
     });
   }
 
-  /** @throws NetError `port-taken` naming the process that would lose a port. */
-  checkPorts(ports: readonly NodePort[]): void {
+  /** Who on this node would lose one of the ports, for people; undefined when nobody. */
+  portHolder(ports: readonly NodePort[]): string | undefined {
     for (const port of ports) {
       const holder = this.#guard.holderOf(port);
-      if (holder !== undefined) {
-        throw new NetError(
-          "port-taken",
-          `publish ${port.port}/${port.protocol}: ${holderText(holder)} (stop it, choose another port, or --force)`,
-        );
-      }
+      if (holder !== undefined) return holderText(holder);
     }
+    return undefined;
   }
 
   /** Rules stay: a restarting agent must not cut a connection. */
@@ -136,6 +175,7 @@ export class MeshRunner implements Dependent {
     clearInterval(this.#sweep);
     clearTimeout(this.#timer);
     for (const namespace of this.#namespaces.values()) namespace.close();
+    this.#failing.close();
     this.#guard.close();
     this.#relay.close();
     for (const waiter of this.#waiters) {
@@ -160,12 +200,15 @@ export class MeshRunner implements Dependent {
       return;
     }
     this.#running = true;
-    const ours = this.#ours;
-    this.#ours = false;
+    // Who asked before a round began is answered by it, however busy the rounds after it are.
+    this.#asking = [...this.#waiters];
+    const sweep = this.#sweepDue;
+    this.#sweepDue = false;
+    if (sweep) this.#sweeps++;
     try {
-      await this.#reconcile(ours);
+      await this.#reconcile(sweep);
       this.#problem = undefined;
-      if (!this.#again && !this.#ours) this.#release();
+      for (const waiter of this.#asking) this.#release(waiter);
     } catch (error) {
       if (!(error instanceof NetError)) throw error;
       this.counters.failures++;
@@ -176,25 +219,25 @@ export class MeshRunner implements Dependent {
       this.#problem = error;
     } finally {
       this.#running = false;
-      if (this.#again || this.#ours) {
+      if (this.#again) {
         this.#again = false;
         this.#schedule();
       }
     }
   }
 
-  async #reconcile(ours: boolean): Promise<void> {
+  async #reconcile(sweep: boolean): Promise<void> {
     this.counters.rounds++;
     const input = this.#input();
     const desired = this.#planner.desired(input);
-    const deep = !ours && this.#sweeps % DEEP_EVERY === 0;
+    const look = { everything: sweep, deep: sweep && this.#sweeps % DEEP_EVERY === 0 };
     let failure: unknown;
     for (const [path, state] of desired.namespaces) {
       try {
         const namespace = this.#namespace(path);
         // A sandbox that is gone: its endpoints follow.
         if (namespace === undefined) continue;
-        const outcome = await namespace.reconcile(state, deep);
+        const outcome = await namespace.reconcile(state, look);
         if (outcome === undefined) continue;
         this.counters.changes++;
         if (!outcome.repaired) continue;
@@ -206,21 +249,54 @@ export class MeshRunner implements Dependent {
       }
     }
     await this.#forgetOthers(desired);
-    // After the rules are in place: a flow purged before would be entered again by the old ones.
-    for (const [path, purges] of planPurges(this.#flows, desired.flows, input.sandboxes))
-      this.#namespace(path)?.conntrack.purge(purges);
-    this.#flows = desired.flows;
+    this.#failing.watch(input.node.ingress !== undefined);
+    this.#purge(input, desired);
     this.#relay.update(desired.served);
-    const taken = this.#guard.reserve(desired.served.flat());
-    this.#taken = taken;
-    for (const port of taken)
-      this.#reportPort(
-        `port ${port.port}/${port.protocol} is published, but a process here holds it and gets nothing`,
-      );
+    this.#reserve(desired.served);
     if (failure !== undefined)
       throw failure instanceof NetError
         ? failure
         : new NetError("mesh", errorText(failure), { cause: failure });
+  }
+
+  /** After the rules are in place: a flow purged before would be entered again by the old ones. */
+  #purge(input: MeshInput, desired: MeshDesired): void {
+    const { flows } = desired;
+    if (this.#flows !== undefined) {
+      for (const [path, purges] of planPurges(this.#flows, flows, input.sandboxes))
+        this.#namespace(path)?.conntrack.purge(purges);
+    } else if (input.node.ingress !== undefined) {
+      const known = new Set<string>();
+      for (const { host } of flows)
+        for (const { protocol, ip, port } of host) if (protocol === "udp") known.add(`${ip} ${port}`);
+      this.#namespace(HOST)?.conntrack.purgeStrays(
+        (ip) => subnetContains(INGRESS.subnet, ip),
+        ({ reply }) => known.has(`${reply.source} ${reply.sourcePort}`),
+      );
+    }
+    this.#flows = flows;
+    if (this.#unanswered.length === 0) return;
+    this.#namespace(HOST)?.conntrack.purgeUnanswered(this.#unanswered);
+    this.#unanswered = [];
+  }
+
+  /** What this node alone has seen: nothing is published, and what is left when all fail is used all the same. */
+  #fail(ports: readonly FailingPort[], added: readonly FailingPort[]): void {
+    for (const port of added)
+      this.#agent.event("backend-failing", nameOf(port), "does not take connections; others are preferred");
+    this.#unanswered.push(...added);
+    if (this.#index.setFailing(ports)) this.#schedule();
+  }
+
+  #reserve(served: readonly (readonly ServedPort[])[]): void {
+    const before = this.#ports;
+    this.#ports = served;
+    if (this.#taken.length === 0 && changedServed(before, served) !== undefined) return;
+    this.#taken = this.#guard.reserve(served.flat());
+    for (const port of this.#taken)
+      this.#reportPort(
+        `port ${port.port}/${port.protocol} is published, but a process here holds it and gets nothing`,
+      );
   }
 
   #reportPort(text: string): void {
@@ -234,7 +310,8 @@ export class MeshRunner implements Dependent {
   async #forgetOthers(desired: MeshDesired): Promise<void> {
     for (const [path, namespace] of this.#namespaces) {
       if (desired.namespaces.has(path)) continue;
-      if (namespace.exists()) await namespace.reconcile({ sysctls: new Map() }, false);
+      if (namespace.exists())
+        await namespace.reconcile({ sysctls: new Map() }, { everything: true, deep: false });
       namespace.close();
       this.#namespaces.delete(path);
     }
@@ -252,10 +329,9 @@ export class MeshRunner implements Dependent {
   }
 
   #input(): MeshInput {
-    const { state } = this.#agent.loop.node;
     return {
       node: this.#nodeFacts(),
-      services: state.services().map((service) => this.#service(service)),
+      services: this.#index.services(),
       sandboxes: this.#sandboxes(),
     };
   }
@@ -276,23 +352,10 @@ export class MeshRunner implements Dependent {
       ...(leg !== undefined && ready
         ? { ingress: { ip: leg.ip, mac: leg.mac, interface: INGRESS_HOST_LINK, subnet: INGRESS.subnet } }
         : {}),
-      entryNodes: this.#entryNodes(),
+      entryNodes: this.#index.entryNodes(),
       overlayRanges: node.state.networks().map((network) => network.subnet),
       keepClientAddress: this.#legReadySince !== undefined && now - this.#legReadySince >= LEG_KNOWN_MS,
     };
-  }
-
-  /** Every node's leg in the ingress network, known by its endpoint's name. */
-  #entryNodes(): EntryNode[] {
-    const { networkDb } = this.#agent.loop.node;
-    const entries: EntryNode[] = [];
-    for (const row of networkDb.rows(INGRESS.id, ENDPOINT_TABLE, { suspended: true })) {
-      if (endpointRecordOf(row)?.name !== INGRESS_ENDPOINT_NAME) continue;
-      const peerRow = networkDb.row(INGRESS.id, PEER_TABLE, row.key);
-      const peer = peerRow === undefined ? undefined : peerRecordOf(peerRow);
-      if (peer !== undefined) entries.push({ ip: peer.endpointIp.ip, mac: peer.endpointMac });
-    }
-    return entries;
   }
 
   #sandboxes(): Sandbox[] {
@@ -304,8 +367,11 @@ export class MeshRunner implements Dependent {
       if (record.sandbox.type !== "netns") continue;
       const entry = byPath.get(record.sandbox.path) ?? { legs: [] };
       if (record.kind === "backend-leg") {
-        if (this.#agent.endpoints.ready.has(record.id))
-          entry.ingress = { interface: record.ifname, ip: record.ip };
+        const { ready, wired } = this.#agent.endpoints;
+        if (ready.has(record.id) || wired.has(record.id)) {
+          const { ifname, ip, service } = record;
+          entry.ingress = { interface: ifname, ip, ...(service === undefined ? {} : { service }) };
+        }
       } else entry.legs.push({ network: record.network, ip: record.ip });
       byPath.set(record.sandbox.path, entry);
     }
@@ -317,130 +383,9 @@ export class MeshRunner implements Dependent {
     });
   }
 
-  /** The same object as last time while nothing about it changed, which saves the planner its work. */
-  #service(view: ServiceView): Service {
-    const service: Service = {
-      id: view.id,
-      name: view.name,
-      endpointMode: view.endpointMode,
-      affinity: view.affinity,
-      ports: view.ports,
-      vips: view.networks.flatMap(({ network, vip }) => (vip === undefined ? [] : [{ network, ip: vip }])),
-      backends: this.#backends(view),
-    };
-    const text = JSON.stringify(service);
-    const known = this.#services.get(view.id);
-    if (known?.text === text) return known.service;
-    this.#services.set(view.id, { text, service });
-    return service;
-  }
-
-  /** One entry an endpoint and network; that of ingress is where published ports lead. */
-  #backends(view: ServiceView): Backend[] {
-    const { node } = this.#agent.loop;
-    const backends: Backend[] = [];
-    const networks = new Set([...view.networks.map((one) => one.network), INGRESS.id]);
-    for (const network of networks) {
-      for (const row of node.networkDb.rows(network, ENDPOINT_TABLE)) {
-        const record = endpointRecordOf(row);
-        if (record?.serviceId !== view.id) continue;
-        const avoid = node.swim.member(row.owner)?.state === "suspect";
-        backends.push({
-          endpoint: row.key as Backend["endpoint"],
-          network,
-          ip: record.endpointIp,
-          ...(network === INGRESS.id ? { ingressIp: record.endpointIp } : {}),
-          node: row.owner,
-          state: record.serviceDisabled || this.#drains(row.owner) ? "draining" : "ready",
-          capable: node.peer(row.owner)?.capabilities.includes("return-path") === true,
-          local: row.owner === this.#agent.self,
-          ...(avoid ? { avoid } : {}),
-        });
-      }
-    }
-    return backends;
-  }
-
-  #drains(owner: NodeName): boolean {
-    const { node } = this.#agent.loop;
-    const facts = node.peer(owner);
-    return facts !== undefined && node.state.availability(facts.id) === "drain";
-  }
-
-  #release(): void {
-    for (const waiter of this.#waiters) {
-      clearTimeout(waiter.timer);
-      waiter.resolve();
-    }
-    this.#waiters.clear();
-  }
-}
-
-/** The mesh's handles on one namespace, the host's or a sandbox's. */
-class MeshNamespace {
-  readonly conntrack: Conntrack;
-  readonly #path: string;
-  readonly #netns: Netns;
-  readonly #keeper: NftTableKeeper;
-  readonly #routes: NetlinkSocket;
-
-  constructor(path: string) {
-    this.#path = path;
-    this.#netns = path === HOST ? Netns.current() : Netns.open(path);
-    this.#keeper = new NftTableKeeper(this.#netns);
-    this.#routes = new NetlinkSocket("route", this.#netns);
-    this.conntrack = new Conntrack(this.#netns);
-  }
-
-  /** Whether the path still leads to the namespace we hold. */
-  exists(): boolean {
-    return this.#path === HOST || Netns.idOf(this.#path) === this.#netns.id;
-  }
-
-  defaultSource(): IpAddr | undefined {
-    return readDefaultSource(this.#routes);
-  }
-
-  /** What had to be changed; undefined when all agreed. @throws NetError */
-  async reconcile(
-    state: NamespaceState,
-    deep: boolean,
-  ): Promise<{ readonly repaired: boolean; readonly text: string } | undefined> {
-    for (const [name, value] of state.sysctls) {
-      if (this.#netns.readSysctl(name) !== value) this.#netns.writeSysctl(name, value);
-    }
-    // Ways back before the rules that mark connections for them.
-    const ways = this.#path === HOST ? [] : planReturnPath(state.returnPath, readReturnPath(this.#routes));
-    if (ways.length > 0) applyReturnPath(this.#routes, ways);
-    const { plan, repaired } = await this.#keeper.reconcile(state.ruleset, { deep });
-    if (isEmptyPlan(plan)) return undefined;
-    const { added, deleted } = planSize(plan);
-    return { repaired, text: `rules in ${this.#path}: ${added} elements added, ${deleted} deleted` };
-  }
-
-  /** The same, only said. @throws NetError */
-  plan(state: NamespaceState): string[] {
-    const steps: string[] = [];
-    for (const [name, value] of state.sysctls) {
-      if (this.#netns.readSysctl(name) !== value)
-        steps.push(`set sysctl ${name} = ${value} in ${this.#path}`);
-    }
-    const ways = this.#path === HOST ? [] : planReturnPath(state.returnPath, readReturnPath(this.#routes));
-    for (const way of ways) steps.push(`${way.type} for replies in ${this.#path}`);
-    const plan = this.#keeper.plan(state.ruleset, { deep: true });
-    if (!isEmptyPlan(plan)) {
-      const { added, deleted } = planSize(plan);
-      steps.push(
-        `change nftables table netagent in ${this.#path}: ${added} elements added, ${deleted} deleted`,
-      );
-    }
-    return steps;
-  }
-
-  close(): void {
-    this.#keeper[Symbol.dispose]();
-    this.#routes.close();
-    this.conntrack[Symbol.dispose]();
-    this.#netns.close();
+  #release(waiter: Waiter): void {
+    if (!this.#waiters.delete(waiter)) return;
+    clearTimeout(waiter.timer);
+    waiter.resolve();
   }
 }

@@ -1,5 +1,6 @@
 /** Deletes what connection tracking remembers of backends that are gone. In process: no `conntrack` program. */
 import type { FlowPurge } from "../mesh/flows.ts";
+import { PROTOCOL_NUMBERS } from "../mesh/service-blocks.ts";
 import { NetlinkBatch } from "../wire/netlink/message.ts";
 import {
   CONNTRACK_MESSAGE,
@@ -13,7 +14,6 @@ import {
 import { NetlinkSocket, refusal } from "./netlink-socket.ts";
 import type { Netns } from "./netns.ts";
 
-const UDP = 17;
 /** Deletions per netlink datagram. */
 const BATCH = 1024;
 
@@ -41,35 +41,51 @@ export class Conntrack implements Disposable {
   }
 
   /**
-   * Deletes the translated UDP flows to backends that are gone, so that the next packet of each goes to another
-   * one: a client that keeps sending would keep the entry alive for ever. Direct flows to the same address
-   * (without translation) stay. Returns how many were deleted. @throws NetError
+   * Deletes the translated flows to backends that are gone, so that the next packet of each goes to another one: a
+   * client that keeps sending would keep the entry alive for ever. Direct flows to the same address (without
+   * translation) stay. Returns how many were deleted. @throws NetError
    */
   purge(purges: readonly FlowPurge[]): number {
     let deleted = 0;
-    for (const { ip, port } of purges) {
-      const filter = {
-        protocol: UDP,
-        replySource: ip,
-        ...(port === undefined ? {} : { replySourcePort: port }),
-      };
-      deleted += this.delete(this.list(filter).filter((entry) => entry.destinationTranslated));
+    for (const purge of purges)
+      deleted += this.delete(this.#translatedTo(purge).filter((entry) => entry.destinationTranslated));
+    return deleted;
+  }
+
+  /**
+   * Deletes the translated flows to these backends that nobody has answered yet: the client's next SYN then finds
+   * another one. Returns how many were deleted. @throws NetError
+   */
+  purgeUnanswered(purges: readonly FlowPurge[]): number {
+    let deleted = 0;
+    for (const purge of purges) {
+      const entries = this.#translatedTo(purge);
+      deleted += this.delete(entries.filter((entry) => entry.destinationTranslated && !entry.answered));
     }
     return deleted;
   }
 
   /**
-   * Deletes translated UDP flows to addresses of `inRange` that `isBackend` does not know: after a restart,
-   * nobody remembers which backends went away meanwhile. Reads every UDP entry. Returns how many were deleted.
+   * Deletes translated UDP flows to addresses of `inRange` that `isBackend` does not know: after a restart, nobody
+   * remembers which backends went away meanwhile. TCP connections stay: the node of one may only be silent. Reads every
+   * UDP entry. Returns how many were deleted.
    */
   purgeStrays(
     inRange: (ip: ConntrackEntry["reply"]["source"]) => boolean,
     isBackend: (entry: ConntrackEntry) => boolean,
   ): number {
-    const strays = this.list({ protocol: UDP }).filter(
+    const strays = this.list({ protocol: PROTOCOL_NUMBERS.udp }).filter(
       (entry) => entry.destinationTranslated && inRange(entry.reply.source) && !isBackend(entry),
     );
     return this.delete(strays);
+  }
+
+  #translatedTo({ protocol, ip, port }: FlowPurge): ConntrackEntry[] {
+    return this.list({
+      protocol: PROTOCOL_NUMBERS[protocol],
+      replySource: ip,
+      ...(port === undefined ? {} : { replySourcePort: port }),
+    });
   }
 
   /** Entries that are gone already are not an error. Returns how many there were. @throws NetError */

@@ -12,7 +12,7 @@ import { createServer, createConnection, type Server, type Socket } from "node:n
 import { errorText } from "../base/error.ts";
 import { isIpv4 } from "../base/ip.ts";
 import { hashText } from "../mesh/choice.ts";
-import type { ServedPort } from "../mesh/service-blocks.ts";
+import { changedServed, type ServedPort } from "../mesh/service-blocks.ts";
 
 /** Per port; protects this process from a flood. Beyond it TCP connections are closed, datagrams dropped. */
 const FLOWS_MAX = 4096;
@@ -42,12 +42,18 @@ export class Ipv6Relay implements Disposable {
    * it, per service: nothing is done when it is the same array as before and no port failed.
    */
   update(served: readonly (readonly ServedPort[])[]): void {
-    if (served === this.#served) return;
+    const before = this.#served;
+    if (served === before) return;
     this.#served = served;
+    const changed = before === undefined ? undefined : changedServed(before, served);
+    if (changed !== undefined) {
+      for (const port of changed) this.#listeners.get(listenerKey(port))?.update(port);
+      return;
+    }
     const wanted = new Map<string, ServedPort>();
     for (const port of served.flat()) {
       if (port.address !== undefined && isIpv4(port.address)) continue;
-      wanted.set(`${port.protocol} ${port.port} ${port.address ?? "::"}`, port);
+      wanted.set(listenerKey(port), port);
     }
     for (const [key, listener] of this.#listeners) {
       if (wanted.has(key)) continue;
@@ -83,6 +89,10 @@ export class Ipv6Relay implements Disposable {
   [Symbol.dispose](): void {
     this.close();
   }
+}
+
+function listenerKey(port: ServedPort): string {
+  return `${port.protocol} ${port.port} ${port.address ?? "::"}`;
 }
 
 interface Listener {

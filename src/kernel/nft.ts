@@ -154,6 +154,16 @@ export class NftTableKeeper implements Disposable {
     return { comment: table.comment ?? "", rules: this.#rules(), rows };
   }
 
+  /** The elements of a set that the rules themselves fill; none when it is not there. @throws NetError */
+  readSet(set: SetDefinition): Uint32Array {
+    try {
+      return this.#readElements(set);
+    } catch (error) {
+      if (errorCode(error) === "ENOENT") return new Uint32Array(0);
+      throw error;
+    }
+  }
+
   readTable(): NftTable | undefined {
     const request = {
       type: NFT_MESSAGE.getTable,

@@ -1,14 +1,14 @@
 /** Services and their backends → what every namespace of this node should hold. */
-import type { NetworkId } from "../base/id.ts";
+import type { NetworkId, ServiceId } from "../base/id.ts";
 import { type IpAddr, ipv4ToNumber, isIpv4 } from "../base/ip.ts";
 import { type Claims, type NodePort, type PortConflict, settleClaims } from "./claims.ts";
 import type { FlowGroup } from "./flows.ts";
 import { hostSkeleton, MASKED, OVERLAY_RANGES, VTEPS, VTEPS6 } from "./host-rules.ts";
 import type { MeshInput, NodeFacts, Sandbox, Service } from "./input.ts";
-import { returnPath, type ReturnPath } from "./return-path.ts";
+import { entryZone, returnPath, type ReturnPath } from "./return-path.ts";
 import { block, ipv6Words, macWords, rangeBlock } from "./rows.ts";
 import type { Block, BlockGroup, Ruleset, Skeleton } from "./ruleset.ts";
-import { ENTRY_MARKS, sandboxSkeleton, TARGETS } from "./sandbox-rules.ts";
+import { ENTRY_MARKS, ENTRY_ZONES, sandboxSkeleton, TARGETS } from "./sandbox-rules.ts";
 import {
   samePorts,
   sameService,
@@ -28,6 +28,8 @@ export interface NamespaceState {
   /** `net/ipv4/ip_forward` → `1`, set before the ruleset. An interface's own come with the interface. */
   readonly sysctls: ReadonlyMap<string, string>;
   readonly returnPath?: ReturnPath;
+  /** The host's alone: flows are forwarded through its leg, which a firewall must let happen. */
+  readonly forwards?: boolean;
 }
 
 export interface MeshDesired {
@@ -52,6 +54,7 @@ export class MeshPlanner {
   #node: { readonly facts: string; readonly group: BlockGroup } | undefined;
   #masked: { readonly parts: readonly (readonly number[])[]; readonly group: BlockGroup } | undefined;
   readonly #skeletons = new Map<string, Skeleton>();
+  readonly #backends = new Map<string, BackendGroup>();
 
   desired(input: MeshInput): MeshDesired {
     const list = updateList(this.#last, input.services);
@@ -59,7 +62,7 @@ export class MeshPlanner {
     const namespaces = new Map<string, NamespaceState>();
     namespaces.set(HOST, this.#host(input.node, list));
     if (input.sandboxes.length > 0) {
-      const targets = targetsByAddress(list.blocks);
+      const targets = targetsByService(list.blocks);
       const vips = vipsByNetwork(list.blocks);
       for (const sandbox of input.sandboxes) {
         const state = this.#sandbox(sandbox, input.node, targets, vips);
@@ -91,7 +94,7 @@ export class MeshPlanner {
     if (ingress === undefined) return { sysctls, ruleset: { skeleton, groups: [own] } };
     // Without client addresses at all, the skeleton translates every source and asks no set.
     const masked = this.#maskedGroup(keepClientAddress ? list.blocks : []);
-    return { sysctls, ruleset: { skeleton, groups: [own, masked].concat(list.host) } };
+    return { sysctls, ruleset: { skeleton, groups: [own, masked].concat(list.host) }, forwards: true };
   }
 
   #nodeGroup(node: NodeFacts): BlockGroup {
@@ -127,7 +130,7 @@ export class MeshPlanner {
   #sandbox(
     sandbox: Sandbox,
     node: NodeFacts,
-    targets: ReadonlyMap<IpAddr, readonly number[]>,
+    targets: ReadonlyMap<ServiceId, readonly number[]>,
     vips: ReadonlyMap<NetworkId, readonly VipGroup[]>,
   ): NamespaceState | undefined {
     const groups = vipGroupsOf(sandbox, vips);
@@ -140,18 +143,43 @@ export class MeshPlanner {
     );
     if (skeleton === undefined) return undefined;
     const sysctls = new Map<string, string>();
-    const path = returnPath(sandbox, node);
-    if (path === undefined || ingress === undefined) return { sysctls, ruleset: { skeleton, groups } };
-    const marks = path.entries.flatMap(({ mac, mark }) => [...macWords(mac), mark]);
-    const own = [block(ENTRY_MARKS, marks), block(TARGETS, targets.get(ingress.ip) ?? [])];
+    const own = this.#backendGroup(sandbox, node, targets);
+    if (own === undefined) return { sysctls, ruleset: { skeleton, groups } };
+    const { path, group } = own;
     // Strict reverse path checks know only the unmarked route; loose ones (2) look the mark's up as well.
     sysctls.set(`net/ipv4/conf/${path.interface}/rp_filter`, "2");
     sysctls.set(`net/ipv4/conf/${path.interface}/src_valid_mark`, "1");
     // Accepted sockets and kernel-made replies take the mark of what they answer: no second route lookup.
     sysctls.set("net/ipv4/tcp_fwmark_accept", "1");
     sysctls.set("net/ipv4/fwmark_reflect", "1");
-    const ruleset = { skeleton, groups: [{ id: OWN_GROUP, blocks: own }, ...groups] };
-    return { sysctls, ruleset, returnPath: path };
+    // As long as the sockets' own: longer protects nothing, and the table has a size.
+    sysctls.set("net/netfilter/nf_conntrack_tcp_timeout_time_wait", "60");
+    return { sysctls, ruleset: { skeleton, groups: [group, ...groups] }, returnPath: path };
+  }
+
+  /** The way back and what may come in, for a sandbox with a leg in the ingress network. */
+  #backendGroup(
+    sandbox: Sandbox,
+    node: NodeFacts,
+    targets: ReadonlyMap<ServiceId, readonly number[]>,
+  ): BackendGroup | undefined {
+    const path = returnPath(sandbox, node);
+    if (path === undefined || sandbox.ingress === undefined) {
+      this.#backends.delete(sandbox.namespace);
+      return undefined;
+    }
+    const { service } = sandbox.ingress;
+    const open = service === undefined ? [] : (targets.get(service) ?? []);
+    const facts = JSON.stringify([path, open]);
+    const known = this.#backends.get(sandbox.namespace);
+    if (known?.facts === facts) return known;
+    const marks = path.entries.flatMap(({ mac, mark }) => [...macWords(mac), mark]);
+    const zones = path.entries.flatMap(({ mac, mark }) => [...macWords(mac), entryZone(mark)]);
+    const blocks = [block(ENTRY_MARKS, marks), block(ENTRY_ZONES, zones), block(TARGETS, open)];
+    const made = { facts, path, group: { id: OWN_GROUP, blocks } };
+    if (this.#backends.size >= BACKENDS_KEPT_MAX) this.#backends.clear();
+    this.#backends.set(sandbox.namespace, made);
+    return made;
   }
 
   #skeleton(key: string, build: () => Skeleton | undefined): Skeleton | undefined {
@@ -165,6 +193,14 @@ export class MeshPlanner {
   }
 }
 
+interface BackendGroup {
+  readonly facts: string;
+  readonly path: ReturnPath;
+  readonly group: BlockGroup;
+}
+
+/** Bound of the cache; those of sandboxes that are gone go with it. */
+const BACKENDS_KEPT_MAX = 4_096;
 /** Bound of the cache: one per combination of facts, which change a few times in a node's life. */
 const SKELETONS_MAX = 256;
 /** Ids before those of services, which begin with a letter, a digit, `_`, `.` or `-`. */
@@ -255,15 +291,9 @@ function sortedById(services: readonly Service[]): readonly Service[] {
   return [...byId.values()].sort((a, b) => (a.id < b.id ? -1 : 1));
 }
 
-function targetsByAddress(blocks: readonly ServiceBlocks[]): ReadonlyMap<IpAddr, readonly number[]> {
-  const targets = new Map<IpAddr, number[]>();
-  for (const of of blocks) {
-    for (const { ip, row } of of.targets) {
-      const rows = targets.get(ip);
-      if (rows === undefined) targets.set(ip, [...row]);
-      else rows.push(...row);
-    }
-  }
+function targetsByService(blocks: readonly ServiceBlocks[]): ReadonlyMap<ServiceId, readonly number[]> {
+  const targets = new Map<ServiceId, readonly number[]>();
+  for (const { service, targets: rows } of blocks) if (rows.length > 0) targets.set(service.id, rows);
   return targets;
 }
 

@@ -10,23 +10,33 @@ export interface HostFlow {
   readonly port: number;
 }
 
+/** Translated flows of a sandbox's table go to this address, whatever the port. */
+export interface VipFlow {
+  readonly protocol: MeshProtocol;
+  readonly network: NetworkId;
+  readonly ip: IpAddr;
+}
+
 /** Where flows of one service may be going: its backends, draining ones included. */
 export interface FlowGroup {
   readonly id: string;
   readonly host: readonly HostFlow[];
-  readonly vip: readonly { readonly network: NetworkId; readonly ip: IpAddr }[];
+  readonly vip: readonly VipFlow[];
 }
 
-/** Conntrack entries to delete in one namespace: translated UDP flows to `ip`, to `port` where given. */
+/** Conntrack entries to delete in one namespace: translated flows to `ip`, to `port` where given. */
 export interface FlowPurge {
+  readonly protocol: MeshProtocol;
   readonly ip: IpAddr;
   readonly port?: number;
 }
 
 /**
- * UDP flows to purge, by namespace (`host` or a sandbox), after the ruleset of `after` is in place. TCP
- * connections are left alone: they end by themselves, and deleting the entry of one that still lives would have
- * another backend reset it. Both lists ascend by id; a group that is the same object in both is skipped.
+ * Flows to purge, by namespace (`host` or a sandbox), after the ruleset of `after` is in place. UDP flows then go to
+ * another backend with their next datagram. A TCP connection's next segment does, too, and is reset at once, where it
+ * would otherwise be sent to nobody until its owner gives up; so a backend counts as gone only when its row is, after
+ * the drain, and not when its node is held for dead (`service-blocks.ts`). Both lists ascend by id; a group that is
+ * the same object in both is skipped.
  */
 export function planPurges(
   before: readonly FlowGroup[],
@@ -41,13 +51,16 @@ export function planPurges(
     if (current === old) continue;
     const same = current?.id === old.id ? current : undefined;
     for (const flow of old.host) {
-      if (flow.protocol !== "udp" || same?.host.some((other) => sameFlow(flow, other))) continue;
-      add(purges, "host", { ip: flow.ip, port: flow.port });
+      if (same?.host.some((other) => sameFlow(flow, other))) continue;
+      add(purges, "host", { protocol: flow.protocol, ip: flow.ip, port: flow.port });
     }
-    for (const { network, ip } of old.vip) {
-      if (same?.vip.some((other) => other.network === network && other.ip === ip)) continue;
+    for (const { protocol, network, ip } of old.vip) {
+      const kept = same?.vip.some(
+        (other) => other.protocol === protocol && other.network === network && other.ip === ip,
+      );
+      if (kept) continue;
       for (const { namespace, legs } of sandboxes)
-        if (legs.some((leg) => leg.network === network)) add(purges, namespace, { ip });
+        if (legs.some((leg) => leg.network === network)) add(purges, namespace, { protocol, ip });
     }
   }
   return purges;

@@ -32,6 +32,11 @@ export const ADDRESS_SLOTS: SetDefinition = {
 };
 /** (backend's ingress address, protocol, target port) that must see our ingress address as its client. */
 export const MASKED: SetDefinition = { name: "masked", key: ["ipv4", "protocol", "port"], value: [] };
+/**
+ * (backend's ingress address, protocol, target port) that let a client down since it last took one: the rules add
+ * it when a SYN is repeated unanswered or refused, and take it out at its next SYN-ACK. Nobody's plan: read only.
+ */
+export const FAILING: SetDefinition = { name: "failing", key: ["ipv4", "protocol", "port"], value: [] };
 /** Clients whose replies would bypass us. */
 export const OVERLAY_RANGES: SetDefinition = {
   name: "overlay_ranges",
@@ -56,6 +61,8 @@ const PUBLISHED_DECLARATIONS = [
   "map slots { typeof meta l4proto . th dport . numgen inc mod 65536 : ip daddr . th dport; }",
   "map address_slots { typeof ip daddr . meta l4proto . th dport . numgen inc mod 65536 : ip daddr . th dport; }",
   "set masked { typeof ip daddr . meta l4proto . th dport; }",
+  // An entry that is never taken out, because nobody tries any more, gives its backend a new chance in the end.
+  "set failing { typeof ip daddr . meta l4proto . th dport; flags dynamic,timeout; timeout 10m; size 65535; }",
   "set overlay_ranges { type ipv4_addr; flags interval; }",
 ];
 const UNDERLAY_DECLARATIONS = [
@@ -80,6 +87,7 @@ export function hostSkeleton(node: NodeFacts): Skeleton | undefined {
     chains.push(...publishedChains(ingress.interface, ingress.ip, ingress.subnet, node.keepClientAddress));
     // route_localnet lets 127.0.0.1 use the leg, so nobody on the other side of it may (CVE-2020-8558).
     raw.push(`iifname "${ingress.interface}" ip daddr 127.0.0.0/8 drop`);
+    raw.push(...answerRules(ingress.interface));
   }
   if (underlay !== undefined) {
     const { dataPathPort } = underlay;
@@ -105,6 +113,18 @@ export function hostSkeleton(node: NodeFacts): Skeleton | undefined {
     chains.push({ name: "raw_output", hook: "type filter hook output priority raw", rules: rawOutput });
   }
   return buildSkeleton(declarations, sets, chains);
+}
+
+/**
+ * What backends answer to SYNs, seen before any translation. A reset with sequence number 0 is a refusal: that of an
+ * established connection continues its numbers (RFC 9293 §3.10.7.1).
+ */
+function answerRules(leg: string): string[] {
+  const backend = "ip saddr . meta l4proto . th sport";
+  return [
+    `iifname "${leg}" tcp flags & (syn | ack) == syn | ack delete @failing { ${backend} }`,
+    `iifname "${leg}" tcp flags & (rst | ack) == rst | ack tcp sequence 0 update @failing { ${backend} }`,
+  ];
 }
 
 function publishedChains(leg: string, own: string, subnet: Cidr, keepClientAddress: boolean): Chain[] {
@@ -146,6 +166,14 @@ function publishedChains(leg: string, own: string, subnet: Cidr, keepClientAddre
       name: "postrouting",
       hook: "type nat hook postrouting priority srcnat",
       rules: [`oifname "${leg}" ct status dnat jump source`],
+    },
+    // The second SYN of a connection without an answer to the first: confirmed by then, and still one-sided.
+    {
+      name: "repeated",
+      hook: "type filter hook postrouting priority srcnat",
+      rules: [
+        `oifname "${leg}" tcp flags & (fin | syn | rst | ack) == syn ct status & (seen-reply | confirmed | dnat) == (confirmed | dnat) update @failing { ip daddr . meta l4proto . th dport }`,
+      ],
     },
     /*
      * Our flows pass and nothing else enters or leaves through the leg: the host forwards now, and the ingress

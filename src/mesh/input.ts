@@ -26,8 +26,11 @@ export interface Backend {
   /** Address on the ingress network; absent means that published ports cannot reach it. IPv4. */
   readonly ingressIp?: IpAddr;
   readonly node: NodeName;
-  /** A draining backend gets no new flows while another one is ready. */
-  readonly state: "ready" | "draining";
+  /**
+   * A draining backend gets no new flows while another one is ready; a suspended one, whose node is held for dead,
+   * gets none at all, but its established connections are not touched: the node's kernel may be well.
+   */
+  readonly state: "ready" | "draining" | "suspended";
   /** Whether its node routes replies back through the entry node; otherwise it needs source NAT. */
   readonly capable: boolean;
   /** Runs on this node. */
@@ -98,8 +101,13 @@ export interface Sandbox {
   readonly namespace: string;
   /** Its legs in ordinary overlay networks; VIPs of these networks are translated inside. */
   readonly legs: readonly { readonly network: NetworkId; readonly ip: IpAddr }[];
-  /** Its leg in the ingress network, when it is a backend of a service that publishes. */
-  readonly ingress?: { readonly interface: string; readonly ip: IpAddr };
+  /** Its leg in the ingress network, when it is a backend of `service`, which publishes. */
+  readonly ingress?: {
+    readonly interface: string;
+    readonly ip: IpAddr;
+    /** Whose target ports are open on the leg, whether or not a row says so yet. */
+    readonly service?: ServiceId;
+  };
   /**
    * The source address the kernel picks inside towards a stranger: that of the interface with the default
    * route (`kernel/return-path.ts` reads it). Absent: no default route.

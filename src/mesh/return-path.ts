@@ -41,6 +41,14 @@ export function entryMark(entry: EntryNode): number {
   return ipv4ToNumber(entry.ip);
 }
 
+/**
+ * The conntrack zone of what an entry node sends, 1 … 65535: the host part of its ingress address, which is different
+ * for each of them in a subnet of at most 16 bits.
+ */
+export function entryZone(mark: number): number {
+  return mark & 0xffff;
+}
+
 /** Undefined when the sandbox has no ingress leg. */
 export function returnPath(sandbox: Sandbox, node: NodeFacts): ReturnPath | undefined {
   if (sandbox.ingress === undefined || node.ingress === undefined) return undefined;

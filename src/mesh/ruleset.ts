@@ -9,10 +9,18 @@ import { ipv4FromNumber } from "../base/ip.ts";
 export const TABLE = "netagent";
 
 /** What one field of a key or value is; decides how it is put into nf_tables registers. */
-export type SetField = "protocol" | "port" | "ipv4" | "ipv6" | "ether" | "number";
+export type SetField = "protocol" | "port" | "ipv4" | "ipv6" | "ether" | "number" | "zone";
 
 /** 32-bit words per field in a row. */
-export const SET_FIELD_WORDS = { protocol: 1, port: 1, ipv4: 1, ipv6: 4, ether: 2, number: 1 } as const;
+export const SET_FIELD_WORDS = {
+  protocol: 1,
+  port: 1,
+  ipv4: 1,
+  ipv6: 4,
+  ether: 2,
+  number: 1,
+  zone: 1,
+} as const;
 
 export interface SetDefinition {
   readonly name: string;

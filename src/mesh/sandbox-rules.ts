@@ -15,6 +15,8 @@ export const VIPS: SetDefinition = { name: "vips", key: ["ipv4"], value: { verdi
 export const VIP_SLOTS: SetDefinition = { name: "vip_slots", key: ["ipv4", "number"], value: ["ipv4"] };
 /** Inner source MAC of an entry node → the mark of its return path. */
 export const ENTRY_MARKS: SetDefinition = { name: "entry_marks", key: ["ether"], value: ["number"] };
+/** The same → the conntrack zone of the flows it sends. */
+export const ENTRY_ZONES: SetDefinition = { name: "entry_zones", key: ["ether"], value: ["zone"] };
 /** (protocol, target port) that may be reached over the ingress leg. */
 export const TARGETS: SetDefinition = { name: "targets", key: ["protocol", "port"], value: [] };
 
@@ -24,6 +26,7 @@ const VIP_DECLARATIONS = [
 ];
 const INGRESS_DECLARATIONS = [
   "map entry_marks { type ether_addr : mark; }",
+  "map entry_zones { typeof ether saddr : ct zone; }",
   "set targets { typeof meta l4proto . th dport; }",
 ];
 
@@ -51,7 +54,7 @@ export function sandboxSkeleton(
   }
   if (sandbox.ingress !== undefined && ingress !== undefined) {
     declarations.push(...INGRESS_DECLARATIONS);
-    sets.push(ENTRY_MARKS, TARGETS);
+    sets.push(ENTRY_MARKS, ENTRY_ZONES, TARGETS);
     chains.push(...ingressChains(sandbox.ingress.interface, formatCidr(subnetOf(ingress.subnet))));
     const { defaultSource } = sandbox;
     if (defaultSource !== undefined && defaultSource !== sandbox.ingress.ip) {
@@ -81,22 +84,21 @@ function ingressChains(leg: string, subnet: string): Chain[] {
      * Which entry node a packet came from is known by the frame's source MAC. Clients inside the ingress subnet are
      * entry nodes that did source NAT: for them the plain route is right, and no mark is set.
      *
-     * TCP needs no connection tracking: the accepted socket inherits the mark of the SYN (tcp_fwmark_accept), and so
-     * do its SYN-ACK, TIME-WAIT and resets (fwmark_reflect); all are routed by it at once.
+     * One client may use one source port towards two entry nodes at once, and both choose the same backend, for which
+     * the two connections would be one: the second's SYN would meet the first's socket, or its TIME-WAIT. So the flows
+     * of each entry node are a zone of their own; what is sent back has none, where conntrack sees the clash and gives
+     * the later one another source port (the null binding of the nat chain `arrive`).
      */
     {
-      name: "entry_tcp",
+      name: "entry_zone",
       hook: "type filter hook prerouting priority raw",
-      rules: [
-        `iifname "${leg}" meta l4proto tcp ip saddr != ${subnet} meta mark set ether saddr map @entry_marks notrack`,
-      ],
+      rules: [`iifname "${leg}" ip saddr != ${subnet} ct original zone set ether saddr map @entry_zones`],
     },
-    {
-      name: "reply_tcp",
-      hook: "type filter hook output priority raw",
-      rules: [`oifname "${leg}" meta l4proto tcp meta mark != 0 notrack`],
-    },
-    // Everything else: the connection remembers the mark, and its packets carry it (src_valid_mark).
+    { name: "arrive", hook: "type nat hook input priority 100", rules: [] },
+    /*
+     * The connection remembers the mark, and its packets carry it (src_valid_mark). An accepted TCP socket inherits that
+     * of the SYN (tcp_fwmark_accept), and so do its SYN-ACK, TIME-WAIT and resets (fwmark_reflect): routed by it at once.
+     */
     {
       name: "entry",
       hook: "type filter hook prerouting priority mangle",
@@ -118,17 +120,16 @@ function ingressChains(leg: string, subnet: string): Chain[] {
       rules: [
         `iifname "${leg}" meta l4proto . th dport @targets accept`,
         `iifname "${leg}" ct state established,related accept`,
-        // Of an untracked connection all but the first packet: it goes on when its service no longer publishes.
-        `iifname "${leg}" ct state untracked tcp flags & (syn | ack) != syn accept`,
         `iifname "${leg}" meta l4proto { tcp, udp, sctp, dccp } counter drop`,
       ],
     },
     {
       name: "leave",
       hook: "type filter hook output priority filter",
-      // The fallback route of the return path is for replies; others hear at once that there is no way out.
+      // The fallback route of the return path is for replies; others hear at once that there is no way out. A socket
+      // with a mark replies, too, when conntrack has forgotten its connection.
       rules: [
-        `oifname "${leg}" ct direction original ip daddr != ${subnet} reject with icmp type net-unreachable`,
+        `oifname "${leg}" meta mark 0 ct direction original ip daddr != ${subnet} reject with icmp type net-unreachable`,
       ],
     },
   ];

@@ -3,7 +3,7 @@ import type { EndpointId, NetworkId } from "../base/id.ts";
 import { type IpAddr, ipv4ToNumber, isIpv4 } from "../base/ip.ts";
 import { BACKENDS_MAX, ownedSlots } from "./choice.ts";
 import { nodePort, type NodePort } from "./claims.ts";
-import type { FlowGroup, HostFlow } from "./flows.ts";
+import type { FlowGroup, HostFlow, VipFlow } from "./flows.ts";
 import { ADDRESS_PORTS, ADDRESS_SLOTS, PORTS, SLOTS } from "./host-rules.ts";
 import type { Backend, PublishedPort, Service, VirtualIp } from "./input.ts";
 import { pickIndex } from "./pick-chains.ts";
@@ -16,6 +16,30 @@ export interface ServedPort extends NodePort {
   readonly affinity: Service["affinity"];
   /** Where the relay connects to: ingress addresses and target ports. */
   readonly backends: readonly { readonly endpoint: EndpointId; readonly ip: IpAddr; readonly port: number }[];
+}
+
+/**
+ * Of two lists, one array a service, the ports of services that are not the same array in both; undefined when the
+ * ports themselves differ and not only their backends.
+ */
+export function changedServed(
+  before: readonly (readonly ServedPort[])[],
+  after: readonly (readonly ServedPort[])[],
+): readonly ServedPort[] | undefined {
+  if (before.length !== after.length) return undefined;
+  const changed: ServedPort[] = [];
+  for (let place = 0; place < after.length; place++) {
+    const [old, now] = [before[place], after[place]];
+    if (old === undefined || now === undefined || old === now) continue;
+    const samePlaces = sameList(
+      old,
+      now,
+      (a, b) => a.protocol === b.protocol && a.port === b.port && a.address === b.address,
+    );
+    if (!samePlaces) return undefined;
+    changed.push(...now);
+  }
+  return changed;
 }
 
 export interface VipGroup {
@@ -36,11 +60,11 @@ export interface ServiceBlocks {
   readonly vipGroups: readonly VipGroup[];
   readonly served: readonly ServedPort[];
   readonly flows: FlowGroup;
-  /** Rows of the targets set by the ingress address of a local backend. */
-  readonly targets: readonly { readonly ip: IpAddr; readonly row: readonly number[] }[];
+  /** Rows of the targets set of its backends. */
+  readonly targets: readonly number[];
 }
 
-const PROTOCOL_NUMBERS = { tcp: 6, udp: 17 } as const;
+export const PROTOCOL_NUMBERS = { tcp: 6, udp: 17 } as const;
 
 /** `ports` and `vips` are those of the service that no other has. */
 export function serviceBlocks(
@@ -92,11 +116,7 @@ export function serviceBlocks(
       service.endpointMode === "dnsrr" ? [] : vips.map(({ network, ip }) => vipGroup(service, network, ip)),
     served,
     flows: flowGroup(service, ports, reachable),
-    targets: reachable
-      .filter(({ local }) => local)
-      .flatMap(({ ingressIp }) =>
-        ports.map(({ protocol, target }) => ({ ip: ingressIp, row: [PROTOCOL_NUMBERS[protocol], target] })),
-      ),
+    targets: ports.flatMap(({ protocol, target }) => [PROTOCOL_NUMBERS[protocol], target]),
   };
 }
 
@@ -168,22 +188,29 @@ function slotsOf(service: Service, backends: readonly Backend[]): ReturnType<typ
 function usableBackends<B extends Backend>(backends: readonly B[]): B[] {
   const ready = backends.filter(({ state }) => state === "ready");
   // All draining: keep using them, a refused client is worse than a late one.
-  const candidates = ready.length > 0 ? ready : [...backends];
+  const candidates = ready.length > 0 ? ready : backends.filter(({ state }) => state === "draining");
   const trusted = candidates.filter(({ avoid }) => avoid !== true);
   const usable = trusted.length > 0 ? trusted : candidates;
   return usable.sort((a, b) => (a.endpoint < b.endpoint ? -1 : 1)).slice(0, BACKENDS_MAX);
 }
 
-/** Draining backends count: their flows go on. */
+/** Draining backends count: their flows go on. Suspended ones for TCP, which cannot start anew elsewhere. */
 function flowGroup(
   service: Service,
   ports: readonly PublishedPort[],
   reachable: readonly ReachableBackend[],
 ): FlowGroup {
   const host: HostFlow[] = [];
-  for (const { ingressIp } of reachable)
-    for (const { protocol, target } of ports) host.push({ protocol, ip: ingressIp, port: target });
-  return { id: service.id, host, vip: service.backends.map(({ network, ip }) => ({ network, ip })) };
+  for (const { ingressIp, state } of reachable) {
+    for (const { protocol, target } of ports)
+      if (protocol === "tcp" || state !== "suspended") host.push({ protocol, ip: ingressIp, port: target });
+  }
+  const vip: VipFlow[] = [];
+  for (const { network, ip, state } of service.backends) {
+    vip.push({ protocol: "tcp", network, ip });
+    if (state !== "suspended") vip.push({ protocol: "udp", network, ip });
+  }
+  return { id: service.id, host, vip };
 }
 
 type ReachableBackend = Backend & { readonly ingressIp: IpAddr };

@@ -252,11 +252,19 @@ export class NetworkDb {
     }
   }
 
-  /** A visible row. */
-  row(network: NetworkId, table: string, key: string): RowView | undefined {
+  /** A visible row; with `suspended` also one of a failed owner. */
+  row(
+    network: NetworkId,
+    table: string,
+    key: string,
+    options?: { readonly suspended?: boolean },
+  ): RowView | undefined {
     const entry = this.#db.attachments.own.get(network)?.rows.get(table, key);
-    if (entry === undefined || this.#db.visibleValue(entry) === undefined) return undefined;
-    return this.#view(network, table, key, entry);
+    if (entry === undefined) return undefined;
+    if (this.#db.visibleValue(entry) !== undefined) return this.#view(network, table, key, entry);
+    if (options?.suspended !== true) return undefined;
+    const view = this.#view(network, table, key, entry);
+    return view.state === "suspended" ? view : undefined;
   }
 
   /** Every stored row of every network, tombstones included. */

@@ -160,7 +160,9 @@ export class LabNode {
     backends: readonly LabBackend[],
     options: { readonly keep?: boolean; readonly overlayRanges?: readonly string[] } = {},
   ): Promise<NftOutcome> {
-    const sandboxes = backends.map((backend) => backend.sandbox());
+    const sandboxes = backends.map((backend) =>
+      backend.sandbox(services.find((service) => service.backends.some(({ ip }) => ip === backend.ip))),
+    );
     const desired = this.planner.desired({
       node: {
         ingress: { ...this.entry, interface: LEG, subnet: INGRESS_SUBNET },
@@ -221,13 +223,21 @@ export class LabBackend {
     this.#hasIngress = !/-s\d+$/.test(netns.path);
   }
 
-  sandbox(): Sandbox {
+  sandbox(service?: Service): Sandbox {
     using socket = new NetlinkSocket("route", this.netns);
     const defaultSource = readDefaultSource(socket);
     return {
       namespace: this.netns.path,
       legs: [{ network: BLUE, ip: this.ip }],
-      ...(this.#hasIngress ? { ingress: { interface: "eth1", ip: this.ingressIp } } : {}),
+      ...(this.#hasIngress
+        ? {
+            ingress: {
+              interface: "eth1",
+              ip: this.ingressIp,
+              ...(service === undefined ? {} : { service: service.id }),
+            },
+          }
+        : {}),
       ...(defaultSource === undefined ? {} : { defaultSource }),
     };
   }

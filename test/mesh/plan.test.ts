@@ -84,19 +84,31 @@ test("the first service by id has a port that two publish, and the loser is name
   );
 });
 
-test("only UDP flows to backends that are gone are purged, and drained ones are not yet gone", () => {
-  const udp = (backends: readonly Backend[]) =>
-    service(1, { ports: [{ published: 53, target: 5353, protocol: "udp", mode: "ingress" }], backends });
-  const flows = (of: Service) => new MeshPlanner().desired({ ...BASE, services: [of] }).flows;
+test("flows to backends that are gone are purged; drained ones are not gone, and suspended ones not for TCP", () => {
+  const publishing = (protocol: "tcp" | "udp", backends: readonly Backend[]) =>
+    new MeshPlanner().desired({
+      ...BASE,
+      services: [
+        service(1, { ports: [{ published: 5353, target: 5353, protocol, mode: "ingress" }], backends }),
+      ],
+    }).flows;
   const [one, two] = backendsOf(1, 2) as [Backend, Backend];
-  const both = flows(udp([one, two]));
-  assert.equal(planPurges(both, flows(udp([{ ...one, state: "draining" }, two])), BASE.sandboxes).size, 0);
-  const purges = planPurges(both, flows(udp([two])), BASE.sandboxes);
-  assert.deepEqual(purges.get("host"), [{ ip: one.ingressIp, port: 5353 }]);
-  assert.deepEqual(purges.get("/sandbox"), [{ ip: one.ip }]);
-  const tcp = flows(service(1, { backends: [one, two] }));
-  assert.equal(planPurges(tcp, flows(service(1, { backends: [two] })), []).size, 0);
-  assert.deepEqual(planPurges(both, [], []).get("host")?.length, 2);
+  for (const protocol of ["tcp", "udp"] as const) {
+    const both = publishing(protocol, [one, two]);
+    const after = (state: Backend["state"]) =>
+      planPurges(both, publishing(protocol, [{ ...one, state }, two]), BASE.sandboxes);
+    assert.equal(after("draining").size, 0);
+    assert.equal(after("suspended").has("host"), protocol === "udp");
+    // A VIP leads any protocol.
+    assert.deepEqual(after("suspended").get("/sandbox"), [{ protocol: "udp", ip: one.ip }]);
+    const purges = planPurges(both, publishing(protocol, [two]), BASE.sandboxes);
+    assert.deepEqual(purges.get("host"), [{ protocol, ip: one.ingressIp, port: 5353 }]);
+    assert.deepEqual(purges.get("/sandbox"), [
+      { protocol: "tcp", ip: one.ip },
+      { protocol: "udp", ip: one.ip },
+    ]);
+    assert.equal(planPurges(both, [], []).get("host")?.length, 2);
+  }
 });
 
 test("the return path is planned once, follows the entry nodes, and ends with the ingress leg", () => {

@@ -1,5 +1,8 @@
 import assert from "node:assert/strict";
 import { describe, test } from "node:test";
+import { ipv4FromNumber } from "../../src/base/ip.ts";
+import { HOST } from "../../src/mesh/desired.ts";
+import { FAILING } from "../../src/mesh/host-rules.ts";
 import { canMakeNamespaces, connectTcp, greet, makeService, MeshLab, runIn, UdpClient } from "./lab.ts";
 
 describe("published ports", { skip: canMakeNamespaces ? false : "needs root" }, () => {
@@ -100,14 +103,57 @@ describe("published ports", { skip: canMakeNamespaces ? false : "needs root" }, 
       assert.equal(await greet(lab.client, lab.node1.address, 8000), "12 192.168.77.10");
     assert.equal(await established.ask(), "11 again");
     assert.equal(await flow.ask(lab.node1.address, 8000), "11 192.168.77.10");
-    // Gone: the UDP flow moves over although its client never paused; TCP is left to end by itself.
+    // Its node held for dead: what goes there by TCP may go on, for the node may only be silent.
+    await lab.node1.apply([service(one.asBackend({ state: "suspended" }), two.asBackend())], [one, two]);
+    assert.equal(await established.ask(), "11 again");
+    // Gone: the UDP flow moves over although its client never paused; the TCP connection is reset, not left hanging.
     await lab.node1.apply([service(two.asBackend())], [one, two]);
     assert.equal(await flow.ask(lab.node1.address, 8000), "12 192.168.77.10");
-    assert.equal(await established.ask(), "11 again");
+    await assert.rejects(established.ask(), { code: "ECONNRESET" });
     await lab.node1.apply([service(two.asBackend({ state: "draining" }))], [one, two]);
     assert.equal(await greet(lab.client, lab.node1.address, 8000), "12 192.168.77.10");
     established.close();
     flow.close();
+  });
+
+  test("a backend that refuses or stays silent is noted, and no longer once it accepts", async () => {
+    await using lab = new MeshLab();
+    const [well, refusing, silent] = [lab.backend(), lab.backend(), lab.backend()];
+    well.serveTcp(80);
+    const service = (...backends: readonly (typeof well)[]) =>
+      makeService({
+        publish: [[8000, 80, "tcp"]],
+        backends: backends.map((backend) => backend.asBackend()),
+      });
+    const all = [well, refusing, silent];
+    await lab.node1.apply([service(...all)], all);
+    // From now on what is in the backends' own namespaces is not this node's to change.
+    const use = (backend: typeof well) => lab.node1.apply([service(backend)], []);
+    const failing = (): string[] => {
+      const rows = lab.node1.keepers.get(HOST)?.readSet(FAILING) ?? new Uint32Array(0);
+      return Array.from({ length: rows.length / 3 }, (_, row) => `${ipv4FromNumber(rows[3 * row] ?? 0)}`);
+    };
+    await use(well);
+    await greet(lab.client, lab.node1.address, 8000);
+    assert.deepEqual(failing(), []);
+    await use(refusing);
+    await assert.rejects(greet(lab.client, lab.node1.address, 8000), { code: "ECONNREFUSED" });
+    assert.deepEqual(failing(), [refusing.ingressIp]);
+    refusing.serveTcp(80);
+    await greet(lab.client, lab.node1.address, 8000);
+    assert.deepEqual(failing(), []);
+    await use(silent);
+    lab.ip(silent.netns, "link set eth1 down");
+    const client = greet(lab.client, lab.node1.address, 8000);
+    // The client's second SYN, a second after the first, is what tells.
+    while (failing().length === 0) await new Promise((turn) => setTimeout(turn, 50));
+    assert.deepEqual(failing(), [silent.ingressIp]);
+    // What waits for it is freed for another one, which its next SYN finds.
+    const avoiding = [well.asBackend(), silent.asBackend({ avoid: true })];
+    await lab.node1.apply([makeService({ publish: [[8000, 80, "tcp"]], backends: avoiding })], []);
+    const purged = lab.node1.conntrack.purgeUnanswered([{ protocol: "tcp", ip: silent.ingressIp, port: 80 }]);
+    assert.equal(purged, 1);
+    assert.equal(await client, "11 192.168.77.10");
   });
 
   test("two entry nodes send one flow to the same backend, and affinity keeps a client's", async () => {
@@ -133,6 +179,39 @@ describe("published ports", { skip: canMakeNamespaces ? false : "needs root" }, 
     const kept = new Set<string>();
     for (let i = 0; i < 10; i++) kept.add(await greet(lab.client, lab.node1.address, 8000));
     assert.equal(kept.size, 1);
+  });
+
+  test("one source port towards two entry nodes at once is two connections, and so after the first has ended", async () => {
+    await using lab = new MeshLab();
+    const backend = lab.backend();
+    backend.serveTcp(80);
+    backend.serveUdp(80);
+    const services = [
+      makeService({
+        publish: [
+          [8000, 80, "tcp"],
+          [8000, 80, "udp"],
+        ],
+        backends: [backend.asBackend()],
+      }),
+    ];
+    await lab.node1.apply(services, [backend]);
+    await lab.node2.apply(services, []);
+    for (let localPort = 20_000; localPort < 20_008; localPort++) {
+      const first = await connectTcp(lab.client, lab.node1.address, 8000, { localPort });
+      const second = await connectTcp(lab.client, lab.node2.address, 8000, { localPort, timeoutMs: 900 });
+      for (const connection of [first, second]) assert.equal(await connection.line(), "11 192.168.77.10");
+      for (const connection of [second, first]) assert.equal(await connection.ask(), "11 again");
+      // Half of all clients have a clock that is behind that of the other connection in the backend's eyes.
+      first.socket.end();
+      second.socket.end();
+      await greet(lab.client, lab.node2.address, 8000, { localPort: localPort + 100, timeoutMs: 900 });
+      await greet(lab.client, lab.node1.address, 8000, { localPort: localPort + 100, timeoutMs: 900 });
+    }
+    const flow = new UdpClient(lab.client, "0.0.0.0", 20_500);
+    for (const node of [lab.node1, lab.node2, lab.node1])
+      assert.equal(await flow.ask(node.address, 8000), "11 192.168.77.10");
+    flow.close();
   });
 
   test("a flushed or damaged table is restored, and planning again gives nothing", async () => {

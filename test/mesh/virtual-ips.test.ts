@@ -50,7 +50,7 @@ describe("virtual IPs", { skip: canMakeNamespaces ? false : "needs root" }, () =
     assert.equal(lab.node1.desired?.namespaces.get(client.netns.path), undefined);
   });
 
-  test("established connections and flows survive a change of backends; flows to a gone one move", async () => {
+  test("established connections and flows stay with a draining backend; when it is gone they move or are reset", async () => {
     await using lab = new MeshLab();
     const client = lab.sandbox(50);
     const [one, two] = [lab.sandbox(51), lab.sandbox(52)];
@@ -66,9 +66,14 @@ describe("virtual IPs", { skip: canMakeNamespaces ? false : "needs root" }, () =
     assert.equal(await flow.ask(VIP, 80), "51 10.9.0.50");
     const direct = new UdpClient(client.netns);
     assert.equal(await direct.ask(one.ip, 80), "51 10.9.0.50");
-    await lab.node1.apply([makeService({ vips, backends: [two.asBackend()] })], local);
+    const change = (...backends: ReturnType<typeof one.asBackend>[]) =>
+      lab.node1.apply([makeService({ vips, backends })], local);
+    await change(one.asBackend({ state: "draining" }), two.asBackend());
     assert.equal(await greet(client.netns, VIP, 80), "52 10.9.0.50");
     assert.equal(await connection.ask(), "51 again");
+    assert.equal(await flow.ask(VIP, 80), "51 10.9.0.50");
+    await change(two.asBackend());
+    await assert.rejects(connection.ask(), { code: "ECONNRESET" });
     assert.equal(await flow.ask(VIP, 80), "52 10.9.0.50");
     assert.equal(await direct.ask(one.ip, 80), "51 10.9.0.50");
     connection.close();

@@ -4,7 +4,7 @@ import { constants } from "node:os";
 import type { Command } from "commander";
 import type { EndpointView } from "../../agent/control-protocol.ts";
 import { NetError } from "../../base/error.ts";
-import { collect, contextOf, parseInteger, UsageError, type Context } from "../context.ts";
+import { collect, contextOf, parseDuration, parseInteger, UsageError, type Context } from "../context.ts";
 import { renderPairs, renderTable, shortId, type Screen } from "../render.ts";
 
 interface AttachOptions {
@@ -18,6 +18,11 @@ interface AttachOptions {
   readonly ifname?: string;
   readonly healthTcp?: string;
   readonly healthCmd?: string;
+}
+
+interface DetachOptions {
+  readonly force?: boolean;
+  readonly drainTimeout?: string;
 }
 
 /** attach, detach, endpoint, run: interfaces of this node's containers. */
@@ -51,13 +56,20 @@ export function addEndpointCommands(program: Command): void {
     .command("detach")
     .description("disable an endpoint, drain it, then remove its interface")
     .argument("<endpoint>")
-    .option("--force", "do not wait for the drain")
+    .option("--force", "cut it off without draining")
+    .option(
+      "--drain-timeout <duration>",
+      "longest wait for its established connections (default: the service's, else 10s)",
+    )
     .addHelpText("after", "\nExample:\n  netctl detach box")
-    .action(async (reference: string, options: { force?: boolean }, command: Command) => {
+    .action(async (reference: string, options: DetachOptions, command: Command) => {
       const context = contextOf(command);
       const result = await context.client.call("detach", {
         endpoint: reference,
         force: options.force === true,
+        ...(options.drainTimeout === undefined
+          ? {}
+          : { drainTimeoutMs: parseDuration(options.drainTimeout) }),
         timeoutMs: context.timeoutMs,
       });
       context.print(result, ({ id }) => `${shortId(id)}\n`);
@@ -176,7 +188,15 @@ async function attach(
 async function run(context: Context, options: AttachOptions, argv: readonly string[]): Promise<number> {
   const sandbox = await context.client.call("sandbox.create", { ownerPid: process.pid });
   let child: ReturnType<typeof spawn> | undefined;
-  const forward = (signal: NodeJS.Signals): void => void child?.kill(signal);
+  let stopping = false;
+  const forward = (signal: NodeJS.Signals): void => {
+    const kill = (): void => void child?.kill(signal);
+    // A backend that is asked to stop turns new connections away first, as docker stop does; asked twice it ends now.
+    if (options.service === undefined || signal === "SIGINT" || stopping) return kill();
+    stopping = true;
+    const params = { path: sandbox.path, timeoutMs: context.timeoutMs };
+    context.client.call("sandbox.drain", params).then(kill, kill);
+  };
   // Registered before anything can end us, so that the namespace is always given back. The terminal itself
   // signals the command on Ctrl-C; our own end is the command's end.
   const handlers = (["SIGINT", "SIGTERM", "SIGHUP"] as const).map((signal) => {

@@ -78,17 +78,24 @@ export function addServiceCommands(program: Command): void {
     });
   service
     .command("update")
-    .description("change published ports or affinity")
+    .description("change published ports, affinity or drain timeout")
     .argument("<service>")
     .option("--publish-add <spec>", "[IP:]PUBLISHED:TARGET[/tcp|udp], repeatable", collect)
     .option("--publish-rm <port>", "PUBLISHED[/tcp|udp], repeatable", collect)
     .option("--affinity <how>", "none or client-ip")
+    .option("--drain-timeout <duration>", "longest wait for established connections when a backend leaves")
     .option("--force", "publish although a process of this node holds the port")
     .addHelpText("after", "\nExample:\n  netctl service update web1 --publish-add 8443:443 --publish-rm 8000")
     .action(
       async (
         reference: string,
-        options: { publishAdd?: string[]; publishRm?: string[]; affinity?: string; force?: boolean },
+        options: {
+          publishAdd?: string[];
+          publishRm?: string[];
+          affinity?: string;
+          drainTimeout?: string;
+          force?: boolean;
+        },
         command: Command,
       ) => {
         const context = contextOf(command);
@@ -99,6 +106,9 @@ export function addServiceCommands(program: Command): void {
           ...(options.affinity === undefined
             ? {}
             : { affinity: choice("--affinity", options.affinity, ["none", "client-ip"] as const) }),
+          ...(options.drainTimeout === undefined
+            ? {}
+            : { drainTimeoutMs: parseDuration(options.drainTimeout) }),
           force: options.force === true,
           timeoutMs: context.timeoutMs,
         });

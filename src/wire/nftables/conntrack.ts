@@ -30,6 +30,8 @@ const CTA_FILTER_REPLY_FLAGS = 2;
 const CTA_FILTER_ORIG_FLAGS = 1;
 /** CTA_FILTER_F_*: which parts of the tuple the kernel compares (net/netfilter/nf_conntrack_netlink.c). */
 const FILTER = { source: 1 << 0, protocol: 1 << 3, sourcePort: 1 << 4 } as const;
+/** Packets went both ways: IPS_SEEN_REPLY. */
+const IPS_SEEN_REPLY = 1 << 1;
 /** The destination was translated: IPS_DST_NAT. */
 const IPS_DST_NAT = 1 << 5;
 
@@ -47,6 +49,8 @@ export interface ConntrackEntry {
   readonly original: ConntrackTuple;
   readonly reply: ConntrackTuple;
   readonly destinationTranslated: boolean;
+  /** Packets went both ways. */
+  readonly answered: boolean;
   /** What a deletion must repeat, as it came: the original tuple and the id, so that no successor is hit. */
   readonly identity: { readonly tuple: Uint8Array; readonly id?: Uint8Array; readonly zone?: Uint8Array };
 }
@@ -108,14 +112,15 @@ export function decodeConntrack(payload: Uint8Array): ConntrackEntry | undefined
   const original = decodeTuple(tuple);
   const reply = decodeTuple(replyTuple);
   if (original === undefined || reply === undefined) return undefined;
-  const status = attributes.get(CTA.status);
+  const statusBytes = attributes.get(CTA.status);
+  const status = statusBytes === undefined ? 0 : new ByteReader(statusBytes, "conntrack status").u32();
   const id = attributes.get(CTA.id)?.slice();
   const zone = attributes.get(CTA.zone)?.slice();
   return {
     original,
     reply,
-    destinationTranslated:
-      status !== undefined && (new ByteReader(status, "conntrack status").u32() & IPS_DST_NAT) !== 0,
+    destinationTranslated: (status & IPS_DST_NAT) !== 0,
+    answered: (status & IPS_SEEN_REPLY) !== 0,
     identity: {
       tuple: tuple.slice(),
       ...(id === undefined ? {} : { id }),

@@ -4,7 +4,7 @@
  * A row of words (32-bit numbers) stands for one element: the words of its key, then those of its value. In
  * the kernel each field fills whole 4-byte registers (net/netfilter/nf_tables_api.c): a protocol is 1 byte, a
  * port 2 bytes big endian, an IPv4 address 4, an Ethernet address 6 in two registers, an IPv6 address 16 in
- * four, a hash or mark 4 in host order; the rest of a register is zero. All elements of one set have the same
+ * four, a hash or mark 4 and a conntrack zone 2 in host order; the rest of a register is zero. All elements of one set have the same
  * encoded length, so that a hundred thousand are one template copied and patched.
  */
 import { DecodeError } from "../../base/error.ts";
@@ -19,10 +19,18 @@ import {
 } from "../netlink/message.ts";
 import { NFPROTO_INET, NFT_MESSAGE, writeNfgenmsg } from "./message.ts";
 
-export type ElementField = "protocol" | "port" | "ipv4" | "ipv6" | "ether" | "number";
+export type ElementField = "protocol" | "port" | "ipv4" | "ipv6" | "ether" | "number" | "zone";
 
 /** Registers, and so words, of a field. */
-export const FIELD_WORDS = { protocol: 1, port: 1, ipv4: 1, ipv6: 4, ether: 2, number: 1 } as const;
+export const FIELD_WORDS = {
+  protocol: 1,
+  port: 1,
+  ipv4: 1,
+  ipv6: 4,
+  ether: 2,
+  number: 1,
+  zone: 1,
+} as const;
 
 export interface ElementLayout {
   readonly key: readonly ElementField[];
@@ -33,7 +41,7 @@ export interface ElementLayout {
 }
 
 /** Bytes of a field that stands alone; in a concatenation it is padded to its registers. */
-const FIELD_BYTES = { protocol: 1, port: 2, ipv4: 4, ipv6: 16, ether: 6, number: 4 } as const;
+const FIELD_BYTES = { protocol: 1, port: 2, ipv4: 4, ipv6: 16, ether: 6, number: 4, zone: 2 } as const;
 
 /** Words of one row: `key` of them identify it. */
 export function rowWords(layout: ElementLayout): { readonly key: number; readonly value: number } {
@@ -300,6 +308,9 @@ function writeFields(
       case "number":
         view.setUint32(at, first, true);
         break;
+      case "zone":
+        view.setUint16(at, first, true);
+        break;
       case "ether":
         view.setUint32(at, first);
         view.setUint16(at + 4, rows[word + 1] ?? 0);
@@ -339,6 +350,9 @@ function readFields(
         break;
       case "number":
         rows[word] = view.getUint32(at, true);
+        break;
+      case "zone":
+        rows[word] = view.getUint16(at, true);
         break;
       case "ether":
         rows[word] = view.getUint32(at);
