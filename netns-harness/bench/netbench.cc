@@ -8,7 +8,7 @@
 //   netbench dns ADDRESS PORT NAME ANSWERS OUTSTANDING SECONDS
 //                                           so many A questions at a time: per second, median and p99 in µs
 //   netbench tcp-serve PORT                 accept, read a request, answer, close
-//   netbench tcp-crr ADDRESS PORT SECONDS   connect, request, read to the end: per second, median in µs
+//   netbench tcp-crr ADDRESS PORT SECONDS   connect, request, read to the end: per second, median and p99 in µs
 
 #include <algorithm>
 #include <arpa/inet.h>
@@ -74,12 +74,14 @@ void Listening(const char* port) {
   fflush(stdout);
 }
 
-double Median(std::vector<double>& values) {
+double Percentile(std::vector<double>& values, double part) {
   if (values.empty()) return 0;
-  auto middle = values.begin() + static_cast<long>(values.size() / 2);
-  std::nth_element(values.begin(), middle, values.end());
-  return *middle;
+  auto there = values.begin() + static_cast<long>(static_cast<double>(values.size()) * part);
+  std::nth_element(values.begin(), there, values.end());
+  return *there;
 }
+
+double Median(std::vector<double>& values) { return Percentile(values, 0.5); }
 
 int UdpSink(const char* port, double seconds) {
   int fd = Bound(SOCK_DGRAM, port);
@@ -263,7 +265,7 @@ int TcpConnectRequestClose(const sockaddr_in& to, double seconds) {
   }
   double took = Now() - begin;
   double rate = static_cast<double>(times.size()) / took;
-  printf("rate=%.0f median=%.1f failed=%ld\n", rate, Median(times), failed);
+  printf("rate=%.0f median=%.1f p99=%.1f failed=%ld\n", rate, Median(times), Percentile(times, 0.99), failed);
   return 0;
 }
 
