@@ -139,6 +139,7 @@ async function runLocked(
   agent.rulesMade = () => mesh.rulesMade();
   const drainer = new Drainer(agent, mesh);
   const health = new HealthRunner(agent);
+  agent.dependents.push(health);
   const portCheck = new PortCheck(agent, mesh);
   const doctor = new Doctor({ agent, views, mesh, paths, filter, underlayMtu });
   const tracer = new Tracer({ agent, views, mesh });

@@ -4,7 +4,7 @@ import { errorText } from "../base/error.ts";
 import type { EndpointId } from "../base/id.ts";
 import { parseIp, type IpAddr } from "../base/ip.ts";
 import { Netns } from "../kernel/netns.ts";
-import type { Agent } from "./agent.ts";
+import type { Agent, Dependent } from "./agent.ts";
 import type { EndpointRecord } from "./endpoints.ts";
 
 const CHECK_MS = 1_000;
@@ -26,19 +26,26 @@ interface Checked {
  * Their own node alone judges them, and says so in their rows. A new endpoint is out until it has passed once; one of a
  * former life of this agent is in until it fails.
  */
-export class HealthRunner {
+export class HealthRunner implements Dependent {
   readonly #agent: Agent;
   readonly #checked = new Map<EndpointId, Checked>();
-  readonly #timer: NodeJS.Timeout;
+  #timer: NodeJS.Timeout | undefined;
 
   constructor(agent: Agent) {
     this.#agent = agent;
     for (const { id } of agent.endpoints.all()) this.#checked.set(id, { running: false, failures: 0 });
-    this.#timer = setInterval(() => this.#checkAll(), CHECK_MS).unref();
+  }
+
+  /** An idle node's wakeups are most of what it costs: there is a timer only while there is something to check. */
+  refresh(): void {
+    if (this.#agent.endpoints.all().some(hasCheck))
+      this.#timer ??= setInterval(() => this.#checkAll(), CHECK_MS).unref();
+    else this.close();
   }
 
   close(): void {
     clearInterval(this.#timer);
+    this.#timer = undefined;
   }
 
   #checkAll(): void {
