@@ -24,7 +24,7 @@ export interface Rumor extends Broadcast {
   readonly subject: Subject;
   readonly claim: Claim;
   /** Places that told us the same; not kept in large clusters, where they are hardly met again. */
-  knownAt: string[] | undefined;
+  knownAt: readonly string[] | undefined;
   /** Sends saved by that so far: made up for, but only so often, as in a small cluster everybody may know. */
   saved: number;
   readonly spread: Spread;
@@ -102,12 +102,12 @@ export class BroadcastQueue {
     return this.#queue.latest;
   }
 
-  /** Replaces what is queued about `subject`. */
+  /** Replaces what is queued about `subject`. `knownAt`: places that need not be told. */
   queue(
     subject: Subject,
     claim: Claim,
     payload: Uint8Array,
-    heardFrom: string | undefined,
+    knownAt: readonly string[] | undefined,
     spread: Spread = "full",
     waiting?: Waiting,
   ): void {
@@ -115,8 +115,18 @@ export class BroadcastQueue {
     const quietly = spread === "echo" && this.#skipInformed && this.#large();
     const transmissions = quietly ? Math.floor((this.#limit() * 3) / 4) : 0;
     if (before !== undefined) this.#queue.remove(before);
-    const knownAt = heardFrom === undefined || this.#large() ? undefined : [heardFrom];
-    const rumor = { subject, claim, payload, knownAt, saved: 0, spread, waiting, order: 0, transmissions };
+    const known = this.#large() ? undefined : knownAt;
+    const rumor = {
+      subject,
+      claim,
+      payload,
+      knownAt: known,
+      saved: 0,
+      spread,
+      waiting,
+      order: 0,
+      transmissions,
+    };
     subject.rumor = rumor;
     subject.heard = 0;
     this.#queue.add(rumor);
@@ -132,7 +142,9 @@ export class BroadcastQueue {
     if (this.#large()) subject.heard++;
     else if (rumor.claim.type !== claim.type || rumor.claim.incarnation !== claim.incarnation) return;
     else if (rumor.knownAt === undefined) rumor.knownAt = [place];
-    else if (rumor.knownAt.length < MAX_KNOWN_AT && !rumor.knownAt.includes(place)) rumor.knownAt.push(place);
+    else if (rumor.knownAt.length < MAX_KNOWN_AT && !rumor.knownAt.includes(place)) {
+      rumor.knownAt = [...rumor.knownAt, place];
+    }
   }
 
   /** Everybody who should know has it by other ways. */

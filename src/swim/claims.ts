@@ -26,6 +26,8 @@ export interface Via {
   readonly place?: string | undefined;
   /** Source of that datagram, for the allowed networks. */
   readonly source?: SocketAddr | undefined;
+  /** Places whose member lists have it, too. */
+  readonly knownAt?: readonly string[] | undefined;
   /** Nobody else needs to be told. */
   readonly quiet?: boolean;
   /** The old holder of the name is gone for sure: address and incarnation are not questioned. */
@@ -143,7 +145,7 @@ export class Claims {
         member,
         claim,
         context.encode(claim),
-        via.place,
+        tellers(via),
         context.massFailure ? "echo" : "full",
       );
       return true;
@@ -154,7 +156,7 @@ export class Claims {
       return true;
     }
     const spread = context.massFailure ? "shared" : "full";
-    context.queue.queue(member, claim, context.encode(claim), via.place, spread);
+    context.queue.queue(member, claim, context.encode(claim), tellers(via), spread);
     member.incarnation = claim.incarnation;
     context.members.become(member, "suspect", now);
     this.#suspicions.start(member, claim.from, this.#terms(), now);
@@ -182,7 +184,7 @@ export class Claims {
     const left = claim.from === claim.node;
     const waiting = aboutUs ? ({ request: 0, what: "leave" } as const) : undefined;
     const spread = expected && context.massFailure ? "shared" : "full";
-    context.queue.queue(member, claim, context.encode(claim), via.place, spread, waiting);
+    context.queue.queue(member, claim, context.encode(claim), tellers(via), spread, waiting);
     member.incarnation = claim.incarnation;
     context.members.become(member, left ? "left" : "dead", now);
     context.emit({
@@ -241,7 +243,7 @@ export class Claims {
       const told = claim.port === port ? claim : { ...claim, port };
       const news = before !== "alive" || !sameMeta || moved;
       const spread = !news ? "echo" : context.joinStorm ? "shared" : "full";
-      context.queue.queue(member, told, context.encode(told), via.place, spread);
+      context.queue.queue(member, told, context.encode(told), tellers(via), spread);
     }
     if (before === "dead" || before === "left") context.emit({ type: "member-joined", member, returned });
     else {
@@ -300,6 +302,10 @@ export class Claims {
     const inside = (from: typeof ip): boolean => networks.some((network) => subnetContains(network, from));
     return inside(ip) && (via.source === undefined || inside(via.source.ip));
   }
+}
+
+function tellers({ place, knownAt }: Via): readonly string[] | undefined {
+  return knownAt ?? (place === undefined ? undefined : [place]);
 }
 
 function sameVersions(member: MemberRecord, claim: Alive): boolean {

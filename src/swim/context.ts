@@ -5,7 +5,14 @@ import { Awareness } from "./awareness.ts";
 import type { SwimEffect, UserBroadcasts } from "./boundary.ts";
 import { BroadcastQueue, LARGE_CLUSTER } from "./broadcast-queue.ts";
 import type { SwimConfig } from "./config.ts";
-import { MemberTable, understandsCrc, type Description, type Identity, type MemberRecord } from "./member.ts";
+import {
+  MemberTable,
+  understandsCrc,
+  type Description,
+  type Identity,
+  type MemberRecord,
+  type NameNumbers,
+} from "./member.ts";
 import { RoundTrips } from "./rtt.ts";
 
 /** Length byte pairs of a compound, and its head: 07 and the count. */
@@ -25,6 +32,7 @@ export interface ContextOptions {
   readonly packetOverhead: number;
   readonly identify: (description: Description) => Identity;
   readonly encode: (message: MemberlistMessage) => Uint8Array;
+  readonly numbers?: NameNumbers | undefined;
 }
 
 /** What the parts of one node share: settings, tables, and the way out. */
@@ -50,7 +58,7 @@ export class Context {
     this.config = options.config;
     this.random = options.random;
     this.self = options.self;
-    this.members = new MemberTable(options.random);
+    this.members = new MemberTable(options.random, options.numbers);
     this.queue = new BroadcastQueue(options.config, this.members);
     this.userBroadcasts = options.userBroadcasts;
     this.awareness = new Awareness(options.config.awarenessMaxMultiplier);

@@ -7,7 +7,10 @@ import type { Claims, Via } from "./claims.ts";
 import type { Context } from "./context.ts";
 import type { MemberRecord } from "./member.ts";
 import { aliveClaim, mergeNodes, versionConflict, type Disputed } from "./push-pull.ts";
+import { socketAddr } from "./relay.ts";
 
+/** Members of one list that are taken to know each other; those of larger lists gossip finds anyway. */
+const MAX_PLACES = 64;
 /** Answers kept back at a time, and exchanges of our own besides joins. Protects memory and sockets. */
 const MAX_ANSWERS = 512;
 const MAX_REFRESHES = 8;
@@ -30,6 +33,8 @@ interface Exchange {
   readonly request: number | undefined;
   /** Broadcasts queued up to here are in what we send. */
   readonly sequence: number;
+  /** Of whom we heard while it was under way: what we sent did not list them. */
+  readonly meanwhile: Set<string>;
   /** We knew nobody yet: what we learn need not be passed on, as there is nobody it could be news to. */
   readonly fresh: boolean;
 }
@@ -144,8 +149,9 @@ export class Exchanges {
    * For who has just joined itself one is many: the storm came in waves, and those of our own wave, who know each
    * other without gossip, do not pass each other on to those of the next.
    */
-  newcomer(now: Instant): void {
+  newcomer(name: string, now: Instant): void {
     const { config, random } = this.#context;
+    this.#missed([name]);
     const joined = this.#joinedAt !== undefined && now - this.#joinedAt < STORM_MS;
     if (++this.#newcomers < (joined ? 1 : STORM) || config.reconnectIntervalMs === 0) return;
     if (this.#newcomers === STORM) this.#context.joinStorm = true;
@@ -202,7 +208,7 @@ export class Exchanges {
       this.#firstExchange(now);
       const before = this.#context.members.alive;
       const quiet = exchange.fresh && this.#wasBatched(nodes) && this.#allListed(nodes);
-      const via: Via = { place, quiet };
+      const via: Via = { place, quiet, knownAt: this.#islanders(nodes) };
       // Who joined with us has us in its answer, and the peer tells the others.
       if (quiet) {
         this.#context.queue.drop(this.#context.self);
@@ -211,7 +217,7 @@ export class Exchanges {
       disputed = mergeNodes(this.#context, this.#claims, nodes, via, now);
       this.#context.queue.synced(place, exchange.sequence);
       if (exchange.purpose === "periodic" && this.#context.members.alive > before) this.#again(now);
-      if (exchange.request !== undefined) this.#introduce(exchange.request, nodes);
+      if (exchange.request !== undefined) this.#introduce(exchange, nodes);
     }
     this.#context.emit({ type: "push-pull-merged", source: { exchange: id }, join, refused });
     this.#context.count(refused === undefined ? "push-pull.ok" : "push-pull.refused");
@@ -244,7 +250,8 @@ export class Exchanges {
     if (refused === undefined) {
       this.#firstExchange(now);
       const only = nodes.length === 1 ? nodes[0] : undefined;
-      disputed = mergeNodes(this.#context, this.#claims, nodes, {}, now);
+      disputed = mergeNodes(this.#context, this.#claims, nodes, { knownAt: this.#islanders(nodes) }, now);
+      this.#missed(nodes.map(({ name }) => name));
       const named = only === undefined ? undefined : this.#context.members.get(only.name);
       requester = named?.address.ip === from.ip ? named : undefined;
     }
@@ -299,7 +306,8 @@ export class Exchanges {
     const { members, self, queue, config } = this.#context;
     const id = this.#nextId++;
     const fresh = members.alive === (self.state === "alive" ? 1 : 0);
-    this.#exchanges.set(id, { purpose, address, join, request, sequence: queue.sequence, fresh });
+    const { sequence } = queue;
+    this.#exchanges.set(id, { purpose, address, join, request, sequence, fresh, meanwhile: new Set() });
     this.#context.emit({
       type: "push-pull",
       exchange: id,
@@ -361,14 +369,37 @@ export class Exchanges {
     return true;
   }
 
-  /** Seeds of one join may be strangers to each other: those that a later one lacks are gossiped after all. */
-  #introduce(request: number, nodes: readonly PushPullNode[]): void {
-    const join = this.#joins.get(request);
-    if (join === undefined || join.joined === 0) return;
+  /** A join under way has not told its seed of these. */
+  #missed(names: readonly string[]): void {
+    for (const { purpose, meanwhile } of this.#exchanges.values()) {
+      if (purpose === "join") for (const name of names.slice(0, MAX_PLACES)) meanwhile.add(name);
+    }
+  }
+
+  /** Where those are whom we did not know: they know each other, so that none needs to be told of another. */
+  #islanders(nodes: readonly PushPullNode[]): readonly string[] | undefined {
+    if (nodes.length > MAX_PLACES) return undefined;
+    const places: string[] = [];
+    for (const { name, state, addr, port } of nodes) {
+      const known = this.#context.members.get(name)?.state === "alive";
+      const address = state === "alive" && !known ? socketAddr(addr, port) : undefined;
+      if (address !== undefined) places.push(formatSocketAddr(address));
+    }
+    return places;
+  }
+
+  /**
+   * Seeds of one join may be strangers to each other, and we may have heard of somebody while it was under way: those
+   * that the seed lacks are gossiped after all.
+   */
+  #introduce({ request, meanwhile }: Exchange, nodes: readonly PushPullNode[]): void {
+    const join = this.#joins.get(request ?? 0);
+    if (join === undefined || (join.joined === 0 && meanwhile.size === 0)) return;
     const { members, self, queue } = this.#context;
     const listed = new Set(nodes.map((node) => node.name));
     for (const member of members) {
       if (member.state !== "alive" || member === self || listed.has(member.name)) continue;
+      if (join.joined === 0 && !meanwhile.has(member.name)) continue;
       const claim = aliveClaim(member);
       queue.queue(member, claim, this.#context.encode(claim), undefined);
     }

@@ -109,17 +109,51 @@ export class MemberRecord implements Member, Subject, Suspect {
   }
 }
 
+/** Names as small numbers, for tables that are arrays. */
+export interface NameNumbers {
+  get(name: string): number | undefined;
+  /** The name's number; a new one when it has none. */
+  add(name: string): number;
+  /** The number may be given to another name. */
+  remove(name: string): void;
+}
+
+class OwnNumbers implements NameNumbers {
+  readonly #numbers = new Map<string, number>();
+  readonly #free: number[] = [];
+
+  get(name: string): number | undefined {
+    return this.#numbers.get(name);
+  }
+
+  add(name: string): number {
+    const known = this.#numbers.get(name);
+    if (known !== undefined) return known;
+    const number = this.#free.pop() ?? this.#numbers.size;
+    this.#numbers.set(name, number);
+    return number;
+  }
+
+  remove(name: string): void {
+    const number = this.#numbers.get(name);
+    if (this.#numbers.delete(name) && number !== undefined) this.#free.push(number);
+  }
+}
+
 /** All members by name, and the same in probing order. Its size is the N of every formula. */
 export class MemberTable {
-  readonly #byName = new Map<string, MemberRecord>();
+  readonly #numbers: NameNumbers;
+  readonly #byNumber: (MemberRecord | undefined)[] = [];
   readonly #order: MemberRecord[] = [];
   readonly #random: Random;
   #alive = 0;
   #present = 0;
   #turn = 0;
 
-  constructor(random: Random) {
+  /** Many tables in one process may share their numbers. */
+  constructor(random: Random, numbers: NameNumbers = new OwnNumbers()) {
     this.#random = random;
+    this.#numbers = numbers;
   }
 
   /** Members in state alive, this node included. */
@@ -137,7 +171,8 @@ export class MemberTable {
   }
 
   get(name: string): MemberRecord | undefined {
-    return this.#byName.get(name);
+    const number = this.#numbers.get(name);
+    return number === undefined ? undefined : this.#byNumber[number];
   }
 
   at(index: number): MemberRecord | undefined {
@@ -150,7 +185,9 @@ export class MemberTable {
 
   /** Puts it at a random place, so that no joining order shows in the probing order. */
   add(member: MemberRecord): void {
-    this.#byName.set(member.name, member);
+    const number = this.#numbers.add(member.name);
+    while (this.#byNumber.length <= number) this.#byNumber.push(undefined);
+    this.#byNumber[number] = member;
     this.#tally(member, 1);
     const last = this.#order.push(member) - 1;
     this.#swap(last, randomInt(this.#random, this.#order.length));
@@ -173,7 +210,9 @@ export class MemberTable {
     let kept = 0;
     for (const member of this.#order) {
       if (gone(member)) {
-        this.#byName.delete(member.name);
+        const number = this.#numbers.get(member.name);
+        if (number !== undefined) this.#byNumber[number] = undefined;
+        this.#numbers.remove(member.name);
         this.#tally(member, -1);
         dropped.push(member);
       } else this.#order[kept++] = member;

@@ -19,6 +19,7 @@ import {
   type Description,
   type Identity,
   type Member,
+  type NameNumbers,
 } from "./member.ts";
 import { Moves } from "./moves.ts";
 import { dropDeparted, Prober } from "./probe.ts";
@@ -52,6 +53,8 @@ export interface SwimOptions {
   readonly packetOverhead?: number;
   /** Default: `makeIdentity`. Many nodes in one process may share what they know of each other. */
   readonly identify?: (description: Description) => Identity;
+  /** For many nodes in one process, which may number names alike. */
+  readonly numbers?: NameNumbers;
   /** Default: `encodeMessage`. For many nodes in one process, which may share what they encode. */
   readonly encode?: (message: MemberlistMessage) => Uint8Array;
 }
@@ -90,6 +93,7 @@ export class Swim {
       packetOverhead: options.packetOverhead ?? 0,
       identify: options.identify ?? makeIdentity,
       encode: options.encode ?? encodeMessage,
+      numbers: options.numbers,
     });
     this.#context = context;
     this.#suspicions = new Suspicions(options.config.verifyMs);
@@ -341,7 +345,7 @@ export class Swim {
     const { members } = this.#context;
     const before = members.alive;
     const outcome = this.#claims.alive(claim, now, via);
-    if (members.alive > before) this.#exchanges.newcomer(now);
+    if (members.alive > before) this.#exchanges.newcomer(claim.node, now);
     if (outcome === "conflict") this.#verdicts.disputed([{ claim, outcome }], now);
     const member = members.get(claim.node);
     // A dead one that restarted below its old incarnation speaks for itself.

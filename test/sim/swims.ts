@@ -1,7 +1,7 @@
 import { bytesEqual } from "../../src/base/bytes.ts";
 import { ipToBytes } from "../../src/base/ip.ts";
 import { LAN, type SwimConfig } from "../../src/swim/config.ts";
-import { makeIdentity, type Description, type Identity } from "../../src/swim/member.ts";
+import { makeIdentity, type Description, type Identity, type NameNumbers } from "../../src/swim/member.ts";
 import type { NetworkConditions } from "./network.ts";
 import { byReference, REAL_BYTES, SwimNode, type Carrier } from "./swim-node.ts";
 import { GOSSIP_PORT, hostAddress, World } from "./world.ts";
@@ -24,6 +24,7 @@ const VSN = Uint8Array.of(1, 5, 2, 0, 0, 0);
 export function swims(options: SwimsOptions): World {
   const carrier: Carrier = options.byReference === true ? byReference() : REAL_BYTES;
   const identify = options.byReference === true ? identityPool() : undefined;
+  const numbers = options.byReference === true ? commonNumbers() : undefined;
   const world = new World({
     ...options,
     make(host, life, random) {
@@ -38,6 +39,7 @@ export function swims(options: SwimsOptions): World {
           random,
           userBroadcasts: { length: 0, take: () => [] },
           ...(identify === undefined ? {} : { identify }),
+          ...(numbers === undefined ? {} : { numbers }),
         },
         carrier,
       );
@@ -56,6 +58,20 @@ export function cluster(options: SwimsOptions): World {
     throw new Error(`no agreement after joining: ${world.disagreement()}`);
   }
   return world;
+}
+
+/** One number per name for all nodes; never given to another, as others may still use it. */
+function commonNumbers(): NameNumbers {
+  const numbers = new Map<string, number>();
+  return {
+    get: (name) => numbers.get(name),
+    add(name) {
+      const number = numbers.get(name) ?? numbers.size;
+      numbers.set(name, number);
+      return number;
+    },
+    remove: () => undefined,
+  };
 }
 
 /** One object per member for all nodes that know the same of it. */

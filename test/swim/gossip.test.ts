@@ -89,7 +89,7 @@ test("checksums go to those who understand them, and only in gossip", () => {
 test("whoever told us something is not told it", () => {
   const queue = new BroadcastQueue(LIMITS, { size: 10 });
   const x: Subject = { rumor: undefined, heard: 0 };
-  queue.queue(x, ALIVE, Uint8Array.of(1), "a");
+  queue.queue(x, ALIVE, Uint8Array.of(1), ["a"]);
   queue.heardAgain(x, ALIVE, "b");
   queue.heardAgain(x, { type: "alive", incarnation: 0 }, "c");
   assert.deepEqual(queue.take(100, 2, "a"), []);
@@ -102,7 +102,7 @@ test("whoever told us something is not told it", () => {
 test("where everybody knows, a broadcast still ends", () => {
   const queue = new BroadcastQueue(LIMITS, { size: 2 });
   const x: Subject = { rumor: undefined, heard: 0 };
-  queue.queue(x, ALIVE, Uint8Array.of(1), "a");
+  queue.queue(x, ALIVE, Uint8Array.of(1), ["a"]);
   for (let round = 0; round < 20; round++) assert.deepEqual(queue.take(100, 2, "a"), []);
   assert.equal(queue.length, 0);
 });
