@@ -272,7 +272,7 @@ export class Swim {
 
   /** Totals since the start, by name, for metrics. */
   get counters(): Readonly<Record<string, number>> {
-    return this.#context.counters;
+    return { ...this.#context.counters, "gossip.overflowed": this.#context.queue.overflowed };
   }
 
   #start(now: Instant): void {

@@ -2,6 +2,7 @@ import { ByteReader, ByteWriter, concatBytes, fromHex } from "../../src/base/byt
 import { DecodeError } from "../../src/base/error.ts";
 import { networkId, nodeId, serviceId, vni } from "../../src/base/id.ts";
 import { parseCidr, parseIp } from "../../src/base/ip.ts";
+import { decodeMetadata, encodeMetadata } from "../../src/cluster/metadata.ts";
 import { decodeArp, encodeArp } from "../../src/wire/arp.ts";
 import { decodeEthernetHeader, encodeEthernetHeader } from "../../src/wire/ethernet.ts";
 import { decodeIpv4Header, encodeIpv4Header } from "../../src/wire/ipv4.ts";
@@ -27,6 +28,13 @@ import {
   type StreamDirection,
   type StreamMessage,
 } from "../../src/wire/memberlist/stream.ts";
+import { decodeNetworkDbMessage, encodeNetworkDbMessage } from "../../src/wire/networkdb/message.ts";
+import {
+  decodeEndpointRecord,
+  decodePeerRecord,
+  encodeEndpointRecord,
+  encodePeerRecord,
+} from "../../src/wire/networkdb/records.ts";
 import { encodeDefinition, type Definition } from "../../src/wire/state/definition.ts";
 import type { Entry } from "../../src/wire/state/entry.ts";
 import { decodeStateMessage, encodeStateMessage, type StateMessage } from "../../src/wire/state/message.ts";
@@ -54,6 +62,11 @@ const STATE_RING: Ring = {
     { start: 0x0aff8000, owner: nodeId("other"), version: 1, free: 32767 },
   ],
 };
+/** NetworkDB's user messages in the packets recorded, and the rows they carry. */
+const NETWORKDB_MESSAGES = ["networkdb.jsonl", "docker-swarm-encrypted.jsonl"].flatMap(userMessages);
+const NETWORKDB_VALUES = NETWORKDB_MESSAGES.map(decodeNetworkDbMessage).flatMap((message) =>
+  message.type === "table-event" ? [message.value] : [],
+);
 /** One of each kind of `wire/state`. */
 const STATE_MESSAGES: readonly StateMessage[] = [
   {
@@ -137,6 +150,38 @@ export const FUZZ_TARGETS: readonly FuzzTarget[] = [
     corpus: corpusOf((vector) => vector.carrier === "packet").map(lzwCompress),
     decode: (input) => lzwDecompress(input, 100_000),
     encode: lzwCompress,
+  }),
+  fuzzTarget({
+    name: "NetworkDB message",
+    corpus: NETWORKDB_MESSAGES,
+    decode: decodeNetworkDbMessage,
+    encode: encodeNetworkDbMessage,
+  }),
+  fuzzTarget({
+    name: "peer record",
+    corpus: NETWORKDB_VALUES,
+    decode: decodePeerRecord,
+    encode: encodePeerRecord,
+  }),
+  fuzzTarget({
+    name: "endpoint record",
+    corpus: NETWORKDB_VALUES,
+    decode: decodeEndpointRecord,
+    encode: encodeEndpointRecord,
+  }),
+  // Metadata of strangers: anything but ours is simply not ours.
+  fuzzTarget({
+    name: "node metadata",
+    corpus: [
+      encodeMetadata({
+        id: STATE_NODE,
+        name: "node1",
+        vteps: [parseIp("192.0.2.7"), parseIp("2001:db8::7")],
+        capabilities: ["state", "return-path"],
+        version: "0.1.0",
+      }),
+    ],
+    decode: decodeMetadata,
   }),
   fuzzTarget({
     name: "state message",
@@ -230,6 +275,15 @@ function corpusOf(wanted: (vector: (typeof memberlist)[number]) => boolean): Uin
   return memberlist
     .filter((vector) => vector.hex.length <= 2 * MAX_CORPUS_BYTES && wanted(vector))
     .map((vector) => fromHex(vector.hex));
+}
+
+function userMessages(file: string): Uint8Array[] {
+  return loadVectors<{ transport: string; hex: string; keys?: string[] }>(file)
+    .filter(({ transport, hex }) => transport === "udp" && hex.length <= 2 * MAX_CORPUS_BYTES)
+    .flatMap(({ hex, keys = [] }) => {
+      return decodePacket(fromHex(hex), { ...UNSEALED, keys: keys.map(fromHex) }).messages;
+    })
+    .flatMap((message) => (message.type === "user" ? [message.payload] : []));
 }
 
 /** In one piece and in two; the outcomes must not differ. */

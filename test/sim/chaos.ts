@@ -15,6 +15,8 @@ export interface ChaosOptions {
   }) => World;
   /** Default 3 … 11, from the seed. */
   readonly nodes?: number;
+  /** Loss of an impaired host; default 0.6. */
+  readonly impairment?: number;
   /** How long faults go on. */
   readonly forMs?: number;
   /** In what time the survivors must agree once all faults are over. */
@@ -64,7 +66,7 @@ export function chaos(options: ChaosOptions): ChaosReport {
       },
     ],
     ["cut one way", (host) => world.network.cut(host, some())],
-    ["impair", (host) => world.network.impair(host, 0.6)],
+    ["impair", (host) => world.network.impair(host, options.impairment ?? 0.6)],
     ["partition", () => world.network.partition([sample(random, hosts, 1 + randomInt(random, nodes - 1))])],
     ["heal", () => world.network.heal()],
     ["jump the clock", (host) => world.jumpClock(host, randomInt(random, 20_000))],

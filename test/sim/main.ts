@@ -2,10 +2,12 @@ import { spawnSync } from "node:child_process";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { likeMemberlist, LAN, type SwimConfig } from "../../src/swim/config.ts";
+import { endless } from "./endless.ts";
 import { large } from "./large.ts";
 import { SCENARIOS, type Figures } from "./scenarios.ts";
 
 const USAGE = `npm run sim -- [--scenario NAME]… [--nodes N]… [--seeds COUNT] [--first-seed SEED]
+npm run sim -- chaos [--seconds N] [--seeds COUNT] [--first-seed SEED]     without a limit until one fails
 npm run sim -- large [--nodes 4700] [--first-seed SEED]
 
 Virtual time and one seed per run, ours beside the same machine with memberlist's behaviour. A failure names its seed.
@@ -14,12 +16,15 @@ Scenarios: ${Object.keys(SCENARIOS).join(" ")}`;
 /** V8's default would not hold the members of a large cluster. */
 const LARGE_HEAP_MB = 20_000;
 
+const DEFAULT_SEEDS = 5;
+
 const { values, positionals } = parseArgs({
   allowPositionals: true,
   options: {
     scenario: { type: "string", multiple: true },
     nodes: { type: "string", multiple: true },
-    seeds: { type: "string", default: "5" },
+    seeds: { type: "string" },
+    seconds: { type: "string" },
     "first-seed": { type: "string", default: "1" },
     help: { type: "boolean", default: false },
   },
@@ -28,6 +33,7 @@ const firstSeed = Number(values["first-seed"]);
 
 if (values.help) console.log(USAGE);
 else if (positionals[0] === "large") runLarge();
+else if (positionals[0] === "chaos") runChaos();
 else if (positionals.length > 0) {
   console.error(USAGE);
   process.exitCode = 2;
@@ -44,6 +50,13 @@ function runLarge(): void {
   large(Number(values.nodes?.[0] ?? 4_700), firstSeed, (line) => console.log(line));
 }
 
+function runChaos(): void {
+  const seeds = Number(values.seeds ?? Infinity);
+  const end = performance.now() + Number(values.seconds ?? Infinity) * 1_000;
+  const goOn = (done: number): boolean => done < seeds && performance.now() < end;
+  if (!endless(firstSeed, goOn, (line) => console.log(line))) process.exitCode = 1;
+}
+
 function compare(names: readonly string[], sizes: readonly number[]): void {
   const profiles: Readonly<Record<string, SwimConfig>> = { memberlist: likeMemberlist(LAN), ours: LAN };
   for (const name of names) {
@@ -56,7 +69,7 @@ function compare(names: readonly string[], sizes: readonly number[]): void {
     for (const nodes of sizes) {
       for (const [profile, config] of Object.entries(profiles)) {
         const figures: Figures[] = [];
-        for (let seed = firstSeed; seed < firstSeed + Number(values.seeds); seed++) {
+        for (let seed = firstSeed; seed < firstSeed + Number(values.seeds ?? DEFAULT_SEEDS); seed++) {
           try {
             figures.push(scenario({ config, nodes, seed }));
           } catch (error) {

@@ -10,6 +10,10 @@ export interface SwimsOptions extends Partial<NetworkConditions> {
   readonly seed: number;
   readonly nodes: number;
   readonly config?: SwimConfig;
+  /** Of the hosts' addresses; default IPv4. */
+  readonly family?: 4 | 6;
+  /** What each host announces; default nothing. */
+  readonly metaOf?: (host: number) => Uint8Array;
   /** Another setting per host, for mixed clusters. */
   readonly configOf?: (host: number) => SwimConfig;
   /** A name survives restarts, as serf's do; ours are fresh each time. */
@@ -32,8 +36,8 @@ export function swims(options: SwimsOptions): World {
       return new SwimNode(
         {
           name,
-          address: { addr: ipToBytes(hostAddress(host).ip), port: GOSSIP_PORT },
-          meta: new Uint8Array(0),
+          address: { addr: ipToBytes(hostAddress(host, options.family).ip), port: GOSSIP_PORT },
+          meta: options.metaOf?.(host) ?? new Uint8Array(0),
           vsn: VSN,
           config: options.configOf?.(host) ?? options.config ?? LAN,
           random,

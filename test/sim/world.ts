@@ -24,6 +24,8 @@ const SOCKET_BUFFER_PACKETS = 4_096;
 export interface WorldOptions extends Partial<NetworkConditions> {
   readonly seed: number;
   readonly nodes: number;
+  /** Of the hosts' addresses; default IPv4. */
+  readonly family?: 4 | 6;
   /** A fresh process on this host. Its randomness must come from `random` alone. */
   readonly make: (host: number, life: number, random: Random, now: Instant) => SimNode;
 }
@@ -50,9 +52,9 @@ export class Host {
   bytesOut = 0;
   messagesIn = 0;
 
-  constructor(index: number, node: SimNode) {
+  constructor(index: number, node: SimNode, family: 4 | 6 = 4) {
     this.index = index;
-    this.address = hostAddress(index);
+    this.address = hostAddress(index, family);
     this.place = formatSocketAddr(this.address);
     this.node = node;
   }
@@ -131,7 +133,8 @@ export class World {
     this.network = new Network(seededRandom(this.#draw()), options);
     this.#make = options.make;
     for (let index = 0; index < options.nodes; index++) {
-      const host = new Host(index, this.#make(index, 0, seededRandom(this.#draw()), instant(0)));
+      const node = this.#make(index, 0, seededRandom(this.#draw()), instant(0));
+      const host = new Host(index, node, options.family);
       this.hosts.push(host);
       this.#byPlace.set(host.place, host);
     }
@@ -384,7 +387,7 @@ export class World {
   #at(address: SocketAddr): Host | undefined {
     const known = this.#byAddress.get(address);
     if (known !== undefined) return known;
-    const host = this.#byPlace.get(`${address.ip}:${address.port}`);
+    const host = this.#byPlace.get(formatSocketAddr(address));
     if (host !== undefined) this.#byAddress.set(address, host);
     return host;
   }
@@ -553,6 +556,7 @@ function segments(bytes: Payload): number {
   return Math.max(1, Math.ceil(bytes.length / SEGMENT_BYTES));
 }
 
-export function hostAddress(index: number): SocketAddr {
+export function hostAddress(index: number, family: 4 | 6 = 4): SocketAddr {
+  if (family === 6) return { ip: parseIp(`2001:db8::${(index + 1).toString(16)}`), port: GOSSIP_PORT };
   return { ip: parseIp(`10.${index >> 16}.${(index >> 8) & 255}.${index & 255}`), port: GOSSIP_PORT };
 }

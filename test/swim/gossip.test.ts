@@ -133,6 +133,7 @@ test("the queue is bounded, and the most told give way", () => {
   const node = new LoneNode({ maxBroadcasts: 10 });
   for (let number = 1; number <= 100; number++) node.hear(1, aliveOf(number));
   assert.equal(node.swim.queueLength, 10);
+  assert.equal(node.swim.counters["gossip.overflowed"], 91);
 });
 
 test("members are bounded, and so is the work one packet causes", () => {

@@ -1,0 +1,125 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { ipToBytes, parseIp, type SocketAddr } from "../../src/base/ip.ts";
+import { after } from "../../src/base/time.ts";
+import type { Alive, MemberlistMessage } from "../../src/wire/memberlist/message.ts";
+import { LoneNode, sent, VSN } from "./lone-node.ts";
+
+/** Large enough that a broadcast is sent 4 · ⌈log10 301⌉ = 12 times. */
+const MEMBERS = 300;
+
+test("a single death in a large cluster is told as often as memberlist tells it, however often it is heard", () => {
+  const node = crowd();
+  const death = { type: "dead", incarnation: 1, node: "m7", from: "m9" } as const;
+  for (let teller = 0; teller < 10; teller++) hear(node, teller, death);
+  assert.equal(told(node, 5_000, "dead").get("m7"), 12);
+});
+
+test("in a mass failure what is heard again counts as sent, and further accusers are told seldom", () => {
+  const node = crowd();
+  for (let gone = 100; gone < 200; gone++) hear(node, 1, accusation(gone, "m1"));
+  told(node, 4_000, "suspect");
+  hear(node, 1, accusation(201, "m1"));
+  for (let teller = 2; teller < 8; teller++) hear(node, teller, accusation(201, "m1"));
+  assert.equal(told(node, 4_000, "suspect").get("m201"), 12 - 6);
+  hear(node, 2, accusation(201, "m2"));
+  assert.equal(told(node, 4_000, "suspect").get("m201"), 3);
+});
+
+test("in a mass failure gossip goes to those who can hear it", () => {
+  const node = crowd();
+  for (let gone = 100; gone < 200; gone++) hear(node, 1, accusation(gone, "m1"));
+  const to = new Set(gossip(node, 3_000).map((packet) => packet.to));
+  assert.ok(to.size > 20, `${to.size}`);
+  for (let gone = 100; gone < 200; gone++) assert.ok(!to.has(place(gone).ip), `m${gone}`);
+});
+
+test("in a large cluster a trickle goes at memberlist's pace, a flood at ours", () => {
+  const node = crowd();
+  hear(node, 1, aliveOf(7, 2));
+  const slow = packets(node, 2_000);
+  node.advance(20_000);
+  for (let number = 0; number < 100; number++) hear(node, 1, aliveOf(number, 3, Uint8Array.of(number)));
+  const fast = packets(node, 1_000);
+  assert.ok(slow <= 3 * 11, `${slow} packets in 2 s`);
+  assert.ok(fast >= 3 * 15, `${fast} packets in 1 s`);
+});
+
+test("a storm of newcomers is followed by an exchange, and one that brings news by another", () => {
+  const node = crowd();
+  node.advance(5_000);
+  for (let number = 300; number < 340; number++) hear(node, 1, aliveOf(number, 1));
+  const [first] = exchanges(node, 6_000);
+  assert.ok(first !== undefined, "a few seconds after the last of them");
+  const { name, addr, meta, vsn, port } = { ...aliveOf(500, 1), name: "m500" };
+  const nodes = [{ name, addr, meta, vsn, port, incarnation: 1, state: "alive" as const }];
+  node.feed({ type: "push-pull-reply", exchange: first, nodes });
+  const [second] = exchanges(node, 6_000);
+  assert.ok(second !== undefined, "it brought somebody: gossip may have missed more");
+  node.feed({ type: "push-pull-reply", exchange: second, nodes });
+  assert.deepEqual(exchanges(node, 60_000), [], "it brought nobody");
+});
+
+/** Nobody is probed, so that all that is sent is gossip. */
+function crowd(): LoneNode {
+  const node = new LoneNode({ probeIntervalMs: 1e9, tcpPing: false });
+  const nodes = Array.from({ length: MEMBERS }, (_, number) => aliveOf(number, 1)).map(
+    ({ node: name, incarnation, addr, port, meta, vsn }) => ({
+      ...{ name, incarnation, addr, port, meta, vsn },
+      state: "alive" as const,
+    }),
+  );
+  node.feed({ type: "push-pull-request", stream: 1, from: place(0), join: false, nodes });
+  node.advance(30_000);
+  assert.equal(node.swim.queueLength, 0);
+  return node;
+}
+
+function place(number: number): SocketAddr {
+  return { ip: parseIp(`10.1.${number >> 8}.${number & 255}`), port: 7946 };
+}
+
+function aliveOf(number: number, incarnation: number, meta = new Uint8Array(0)): Alive {
+  const addr = ipToBytes(place(number).ip);
+  return { type: "alive", node: `m${number}`, incarnation, addr, port: 7946, meta, vsn: VSN };
+}
+
+function accusation(number: number, from: string): MemberlistMessage {
+  return { type: "suspect", incarnation: 1, node: `m${number}`, from };
+}
+
+function hear(node: LoneNode, teller: number, message: MemberlistMessage): void {
+  node.feed({ type: "packet", from: place(teller), messages: [message] });
+}
+
+/** How often each member was told of in messages of this type. */
+function told(node: LoneNode, forMs: number, type: "suspect" | "dead"): Map<string, number> {
+  const counts = new Map<string, number>();
+  for (const { messages } of gossip(node, forMs)) {
+    for (const message of messages) {
+      if (message.type === type) counts.set(message.node, (counts.get(message.node) ?? 0) + 1);
+    }
+  }
+  return counts;
+}
+
+/** What is sent, without pings: the dead and the suspected get those together with what is said of them. */
+function gossip(node: LoneNode, forMs: number): ReturnType<typeof sent> {
+  return sent(node.advance(forMs)).filter(({ messages }) => messages.every(({ type }) => type !== "ping"));
+}
+
+function packets(node: LoneNode, forMs: number): number {
+  return gossip(node, forMs).length;
+}
+
+/** Exchanges begun within the time, up to the first. */
+function exchanges(node: LoneNode, withinMs: number): number[] {
+  const end = after(node.now, withinMs);
+  while (node.now < end) {
+    const begun = node
+      .advance(100)
+      .flatMap((effect) => (effect.type === "push-pull" ? [effect.exchange] : []));
+    if (begun.length > 0) return begun;
+  }
+  return [];
+}
