@@ -63,12 +63,14 @@ scenario("names of services, backends, endpoints and addresses, over UDP and TCP
   await resolves(box, "db", db.ip);
 
   // Whoever flushes the sandbox's rules gets the names back.
-  await box.run("nft", "flush", "ruleset");
-  await waitFor("the redirection to be back", () => box.run("nft", "list", "tables"), {
-    withinMs: SOON_MS,
-    until: (tables) => tables.includes("netagent-dns"),
-  });
-  await resolves(box, "web", vip);
+  for (const flush of ["flush ruleset", "flush table inet netagent-dns"]) {
+    await box.run("nft", flush);
+    await waitFor(`the redirection to be back after nft ${flush}`, () => box.run("nft", "list", "ruleset"), {
+      withinMs: SOON_MS,
+      until: (rules) => /udp dport 53 .*\n.*tcp dport 53 /.test(rules),
+    });
+    await resolves(box, "web", vip);
+  }
   await node1.ctl("detach", "two");
   await node1.ctl("detach", "box");
   await waitFor("nothing to be left of the redirection", () => box.run("nft", "list", "tables"), {

@@ -6,12 +6,20 @@
  * every packet of the sandbox tracked, which costs new connections a third and packets a tenth.
  */
 import { NetError } from "../base/error.ts";
-import { decodeTable, NFT_MESSAGE, writeGetTable } from "../wire/nftables/message.ts";
+import {
+  decodeRule,
+  decodeTable,
+  NFT_MESSAGE,
+  writeGetRules,
+  writeGetTable,
+} from "../wire/nftables/message.ts";
 import { NetlinkSocket } from "./netlink-socket.ts";
 import type { Netns } from "./netns.ts";
 import { runNft } from "./nft.ts";
 
 const TABLE = "netagent-dns";
+/** There and back, UDP and TCP. */
+const RULES = 4;
 
 /** Ports of the listener, where questions are to go. */
 export interface DnsPorts {
@@ -21,20 +29,28 @@ export interface DnsPorts {
 
 /** Whether the redirection stands as we made it. @throws NetError when the kernel cannot be asked. */
 export function dnsRedirectStands(netns: Netns, ports: DnsPorts): boolean {
-  return tableComment(netns) === comment(ports);
+  using socket = new NetlinkSocket("netfilter", netns);
+  if (tableComment(socket) !== comment(ports)) return false;
+  // `nft flush` leaves the table and takes its rules.
+  const rules = socket.dump(
+    `read the rules of table ${TABLE}`,
+    { type: NFT_MESSAGE.getRule, encode: (out) => writeGetRules(out, TABLE) },
+    (message) => decodeRule(message.payload, TABLE),
+  );
+  return rules.length === RULES;
 }
 
 /**
- * Where an earlier agent led questions to. Its successor takes the same ports, so that clients that keep a socket are
- * not led astray by their connection tracking entries. @throws NetError when the kernel cannot be asked.
+ * Where an earlier agent led questions to. Its successor takes the same ports, so that it answers as soon as it has its
+ * sockets, with the rules as they stand. @throws NetError when the kernel cannot be asked.
  */
 export function redirectedPorts(netns: Netns): DnsPorts | undefined {
-  const match = /^netagent resolver: udp (\d+), tcp (\d+)$/.exec(tableComment(netns) ?? "");
+  using socket = new NetlinkSocket("netfilter", netns);
+  const match = /^netagent resolver: udp (\d+), tcp (\d+)$/.exec(tableComment(socket) ?? "");
   return match === null ? undefined : { udp: Number(match[1]), tcp: Number(match[2]) };
 }
 
-function tableComment(netns: Netns): string | undefined {
-  using socket = new NetlinkSocket("netfilter", netns);
+function tableComment(socket: NetlinkSocket): string | undefined {
   try {
     const request = {
       type: NFT_MESSAGE.getTable,
