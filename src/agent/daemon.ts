@@ -168,6 +168,7 @@ async function runLocked(
     dataplaneReason: reason,
     loopDelay,
     meshSettled: (timeoutMs) => mesh.settled(timeoutMs),
+    namesServed: (sandbox) => dns.served(sandbox),
     meshPlan: () => mesh.plan(),
     drainer,
     portCheck,

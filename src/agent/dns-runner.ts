@@ -97,6 +97,12 @@ export class DnsRunner implements Dependent {
     return asker;
   }
 
+  /** Resolves when questions of the sandbox are led to us, or cannot be just now, which has been reported. */
+  async served(sandbox: string): Promise<void> {
+    this.#sync(false);
+    await this.#redirect(sandbox);
+  }
+
   /** Asks outside, from the host's side, on behalf of a sandbox. */
   ask(
     client: string,
@@ -146,13 +152,15 @@ export class DnsRunner implements Dependent {
     }
     const opened = [...wanted].filter((path) => !this.#servers.has(path));
     for (const path of opened) this.#open(path);
-    for (const path of check ? this.#servers.keys() : opened) {
-      const server = this.#servers.get(path);
-      if (server === undefined) continue;
-      server.redirect().then(
-        () => this.#failed.delete(path),
-        (error: unknown) => this.#report(path, error),
-      );
+    for (const path of check ? this.#servers.keys() : opened) void this.#redirect(path);
+  }
+
+  async #redirect(path: string): Promise<void> {
+    try {
+      await this.#servers.get(path)?.redirect();
+      this.#failed.delete(path);
+    } catch (error) {
+      this.#report(path, error);
     }
   }
 

@@ -31,6 +31,8 @@ export interface HandlerParts {
   /** Brings the routing mesh into agreement with what is desired. @throws NetError when it does not within `timeoutMs`. */
   readonly meshSettled: (timeoutMs: number) => Promise<void>;
   readonly drainer: Drainer;
+  /** Resolves when names are served in the sandbox, or cannot be just now. */
+  readonly namesServed: (sandbox: string) => Promise<void>;
   /** What the mesh would change now. */
   readonly loopDelay: Pick<LoopDelay, "delays">;
   readonly meshPlan: () => PlanView[];
@@ -107,6 +109,8 @@ export function createHandlers(parts: HandlerParts): ControlHandlers {
       if (service.ports.length > 0) await backendLegReady(record, left());
       await parts.meshSettled(left());
     }
+    // Whoever is told of the endpoint may ask for a name at once.
+    await parts.namesServed(path);
     agent.event(
       "endpoint-attached",
       record.name || record.id.slice(0, 12),

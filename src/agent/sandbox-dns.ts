@@ -49,6 +49,7 @@ export class SandboxDns {
   readonly #path: string;
   readonly #listener: DnsListener;
   readonly #held = new Map<Question, NodeJS.Timeout>();
+  #redirecting: Promise<void> | undefined;
 
   /** @throws NetError when the namespace is gone or its sockets cannot be bound. */
   constructor(source: NameSource, path: string) {
@@ -68,10 +69,9 @@ export class SandboxDns {
   }
 
   /** Port 53 leads to us; made again when somebody flushed it. @throws NetError */
-  async redirect(): Promise<void> {
-    const ports: DnsPorts = await this.#listener.ports();
-    using netns = Netns.open(this.#path);
-    if (!dnsRedirectStands(netns, ports)) await redirectDns(netns, ports);
+  redirect(): Promise<void> {
+    this.#redirecting ??= this.#makeRedirect().finally(() => (this.#redirecting = undefined));
+    return this.#redirecting;
   }
 
   /** Rows came: questions that waited for them may have an answer now. */
@@ -83,6 +83,13 @@ export class SandboxDns {
     this.#listener.close();
     for (const timer of this.#held.values()) clearTimeout(timer);
     this.#held.clear();
+  }
+
+  async #makeRedirect(): Promise<void> {
+    const ports: DnsPorts | undefined = await this.#listener.ports();
+    if (ports === undefined) return;
+    using netns = Netns.open(this.#path);
+    if (!dnsRedirectStands(netns, ports)) await redirectDns(netns, ports);
   }
 
   #receive(bytes: Uint8Array, transport: Transport, reply: (bytes: Uint8Array) => void): void {

@@ -39,17 +39,21 @@ export class DnsListener {
     this.#tcp = createServer((client) => this.#serve(client, onQuery));
     this.#tcp.on("error", () => undefined);
     this.#tcp.maxConnections = MAX_TCP_CLIENTS;
-    this.#ready = new Promise((resolve) => this.#tcp.once("listening", resolve));
+    this.#ready = new Promise((resolve) => {
+      this.#tcp.once("listening", resolve);
+      this.#tcp.once("close", resolve);
+    });
     this.#tcp.listen({ fd: tcpFd });
     // Names alone keep no agent alive.
     this.#tcp.unref();
   }
 
-  /** Where it listens, once both sockets do; the kernel chose the ports. */
-  async ports(): Promise<{ readonly udp: number; readonly tcp: number }> {
+  /** Where it listens, once both sockets do; the kernel chose the ports. Undefined when it was closed meanwhile. */
+  async ports(): Promise<{ readonly udp: number; readonly tcp: number } | undefined> {
     await this.#ready;
     const tcp = this.#tcp.address();
-    return { udp: this.#udp.port, tcp: typeof tcp === "object" && tcp !== null ? tcp.port : 0 };
+    if (typeof tcp !== "object" || tcp === null) return undefined;
+    return { udp: this.#udp.port, tcp: tcp.port };
   }
 
   close(): void {
