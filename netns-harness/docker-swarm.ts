@@ -33,9 +33,9 @@ const ITS_OWN =
 /** What is netagent's in a complaint: its address, its endpoints' addresses and MACs. */
 const OURS = /(192\.168\.1|10\.66\.0)\.104|10\.0\.9\.(12[89]|1[3-9]\d)|02:42:0a:00:09:[89a-f]/;
 const UNREADABLE = /decod|unmarshal|malformed|corrupt|panic/i;
-/** What may be said of a member that does not answer, and to one that has just changed its name. */
+/** What may be said of a member that does not answer, to one that has just changed its name, and by one that is ending. */
 const UNREACHABLE =
-  /timeout|refused|no route|EOF|no acks|Failed fallback ping|Refuting a suspect|unknown to memberlist|ping for unexpected node/;
+  /timeout|refused|no route|EOF|no acks|Failed fallback ping|Refuting a suspect|unknown to memberlist|ping for unexpected node|closed network connection/;
 /** A missed datagram is made up for by the next bulk sync: every 30 s with one of two nodes, drawn by lot. */
 const AGREE_MS = 100_000;
 

@@ -8,7 +8,7 @@ import { aliveNames } from "../lab.ts";
 import { hostObjects } from "../observe.ts";
 import { program } from "../place.ts";
 import { scenario } from "../scenario.ts";
-import { holds, waitFor } from "../wait.ts";
+import { holds } from "../wait.ts";
 
 scenario(
   "what cannot be done is refused in one line that names it, and nothing is half done",

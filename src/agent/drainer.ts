@@ -3,7 +3,6 @@ import { errorText, NetError } from "../base/error.ts";
 import { networkId, type NetworkId, type NodeName } from "../base/id.ts";
 import { Netns } from "../kernel/netns.ts";
 import { countServed } from "../kernel/tcp-sockets.ts";
-import { ENDPOINT_TABLE } from "../wire/networkdb/records.ts";
 import type { Agent } from "./agent.ts";
 import type { EndpointRecord } from "./endpoints.ts";
 import type { MeshRunner } from "./mesh-runner.ts";

@@ -33,8 +33,8 @@ export interface HandlerParts {
   readonly drainer: Drainer;
   /** Resolves when names are served in the sandbox, or cannot be just now. */
   readonly namesServed: (sandbox: string) => Promise<void>;
-  /** What the mesh would change now. */
   readonly loopDelay: Pick<LoopDelay, "delays">;
+  /** What the mesh would change now. */
   readonly meshPlan: () => PlanView[];
   readonly portCheck: PortCheck;
   readonly doctor: () => Promise<Results["doctor"]>;

@@ -1,13 +1,12 @@
 /** Services and their backends → what every namespace of this node should hold. */
 import type { NetworkId, ServiceId } from "../base/id.ts";
-import { type IpAddr, ipv4ToNumber, isIpv4 } from "../base/ip.ts";
 import { type Claims, type NodePort, type PortConflict, settleClaims } from "./claims.ts";
 import type { FlowGroup } from "./flows.ts";
-import { hostSkeleton, MASKED, OVERLAY_RANGES, VTEPS, VTEPS6 } from "./host-rules.ts";
+import { hostSkeleton, MASKED, OVERLAY_RANGES } from "./host-rules.ts";
 import type { MeshInput, NodeFacts, Sandbox, Service } from "./input.ts";
 import { entryZone, returnPath, type ReturnPath } from "./return-path.ts";
-import { block, ipv6Words, macWords, rangeBlock } from "./rows.ts";
-import type { Block, BlockGroup, Ruleset, Skeleton } from "./ruleset.ts";
+import { block, macWords, rangeBlock } from "./rows.ts";
+import type { BlockGroup, Ruleset, Skeleton } from "./ruleset.ts";
 import { ENTRY_MARKS, ENTRY_ZONES, sandboxSkeleton, TARGETS } from "./sandbox-rules.ts";
 import {
   samePorts,
@@ -81,36 +80,23 @@ export class MeshPlanner {
   }
 
   #host(node: NodeFacts, list: ServiceList): NamespaceState {
-    const { ingress, underlay, keepClientAddress } = node;
-    const key = `host ${JSON.stringify([ingress, underlay?.dataPathPort, keepClientAddress])}`;
+    const { ingress, keepClientAddress } = node;
+    const key = `host ${JSON.stringify([ingress, keepClientAddress])}`;
     const skeleton = this.#skeleton(key, () => hostSkeleton(node));
     const sysctls = new Map<string, string>();
-    if (ingress !== undefined) {
-      sysctls.set("net/ipv4/ip_forward", "1");
-      sysctls.set(`net/ipv4/conf/${ingress.interface}/route_localnet`, "1");
-    }
-    if (skeleton === undefined) return { sysctls };
-    const own = this.#nodeGroup(node);
-    if (ingress === undefined) return { sysctls, ruleset: { skeleton, groups: [own] } };
+    if (ingress === undefined || skeleton === undefined) return { sysctls };
+    sysctls.set("net/ipv4/ip_forward", "1");
+    sysctls.set(`net/ipv4/conf/${ingress.interface}/route_localnet`, "1");
     // Without client addresses at all, the skeleton translates every source and asks no set.
     const masked = this.#maskedGroup(keepClientAddress ? list.blocks : []);
-    return { sysctls, ruleset: { skeleton, groups: [own, masked].concat(list.host) }, forwards: true };
+    const groups = [this.#nodeGroup(node), masked].concat(list.host);
+    return { sysctls, ruleset: { skeleton, groups }, forwards: true };
   }
 
-  #nodeGroup(node: NodeFacts): BlockGroup {
-    const { ingress, overlayRanges, underlay } = node;
-    const facts = JSON.stringify([ingress !== undefined, overlayRanges, underlay?.vteps]);
+  #nodeGroup({ overlayRanges }: NodeFacts): BlockGroup {
+    const facts = JSON.stringify(overlayRanges);
     if (this.#node?.facts === facts) return this.#node.group;
-    const blocks: Block[] = [];
-    if (ingress !== undefined) blocks.push(rangeBlock(OVERLAY_RANGES, overlayRanges));
-    if (underlay !== undefined) {
-      const { vteps } = underlay;
-      blocks.push(
-        block(VTEPS, vteps.filter(isIpv4).map(ipv4ToNumber)),
-        block(VTEPS6, vteps.filter((ip) => !isIpv4(ip)).flatMap(ipv6Words)),
-      );
-    }
-    const group = { id: OWN_GROUP, blocks };
+    const group = { id: OWN_GROUP, blocks: [rangeBlock(OVERLAY_RANGES, overlayRanges)] };
     this.#node = { facts, group };
     return group;
   }

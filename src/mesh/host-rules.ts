@@ -1,4 +1,4 @@
-/** The host's table: published ports in, source NAT where it is needed, strangers' VXLAN out. */
+/** The host's table: published ports in, source NAT where it is needed. */
 import { type Cidr, formatCidr, subnetOf } from "../base/ip.ts";
 import type { NodeFacts } from "./input.ts";
 import { pickChains, REFUSE_RULES } from "./pick-chains.ts";
@@ -44,12 +44,6 @@ export const OVERLAY_RANGES: SetDefinition = {
   value: [],
   range: true,
 };
-/** Who may send us VXLAN. */
-export const VTEPS: SetDefinition = { name: "vteps", key: ["ipv4"], value: [] };
-export const VTEPS6: SetDefinition = { name: "vteps6", key: ["ipv6"], value: [] };
-
-/** Counter of VXLAN packets dropped because their sender is no member. */
-export const STRANGERS_COUNTER = "strangers";
 
 /*
  * typeof numgen stands for "a number below": nft 1.0.6 has no name for the type of a hash in a set, and crashes
@@ -65,54 +59,27 @@ const PUBLISHED_DECLARATIONS = [
   "set failing { typeof ip daddr . meta l4proto . th dport; flags dynamic,timeout; timeout 10m; size 65535; }",
   "set overlay_ranges { type ipv4_addr; flags interval; }",
 ];
-const UNDERLAY_DECLARATIONS = [
-  "set vteps { type ipv4_addr; }",
-  "set vteps6 { type ipv6_addr; }",
-  `counter ${STRANGERS_COUNTER} { }`,
-];
 
-/** Undefined when there is nothing to do: no ingress leg and no VXLAN filter. */
+/** Undefined when there is nothing to do: no ingress leg. */
 export function hostSkeleton(node: NodeFacts): Skeleton | undefined {
-  const { ingress, underlay } = node;
-  const declarations: string[] = [];
-  const sets: SetDefinition[] = [];
-  const chains: Chain[] = [];
-  const raw: string[] = [];
-  const rawOutput: string[] = [];
-  if (ingress !== undefined) {
-    declarations.push(...PUBLISHED_DECLARATIONS);
-    // What the ports lead to comes before the ports: a large load is several transactions.
-    sets.push(SLOTS, ADDRESS_SLOTS, MASKED, OVERLAY_RANGES, PORTS, ADDRESS_PORTS);
-    chains.push(REFUSE_RULES, ...BY_PORT.chains, ...BY_ADDRESS.chains);
-    chains.push(...publishedChains(ingress.interface, ingress.ip, ingress.subnet, node.keepClientAddress));
-    // route_localnet lets 127.0.0.1 use the leg, so nobody on the other side of it may (CVE-2020-8558).
-    raw.push(`iifname "${ingress.interface}" ip daddr 127.0.0.0/8 drop`);
-    raw.push(...answerRules(ingress.interface));
-  }
-  if (underlay !== undefined) {
-    const { dataPathPort } = underlay;
-    declarations.push(...UNDERLAY_DECLARATIONS);
-    sets.push(VTEPS, VTEPS6);
-    chains.push({
-      name: "vxlan",
+  const { ingress } = node;
+  if (ingress === undefined) return undefined;
+  const chains: Chain[] = [
+    ...[REFUSE_RULES, ...BY_PORT.chains, ...BY_ADDRESS.chains],
+    ...publishedChains(ingress.interface, ingress.ip, ingress.subnet, node.keepClientAddress),
+    {
+      name: "raw_prerouting",
+      hook: "type filter hook prerouting priority raw",
       rules: [
-        // Tunnel packets need no connection tracking; without this every one would pay for our NAT chains.
-        "ip saddr @vteps notrack return",
-        "ip6 saddr @vteps6 notrack return",
-        `counter name ${STRANGERS_COUNTER} drop`,
+        // route_localnet lets 127.0.0.1 use the leg, so nobody on the other side of it may (CVE-2020-8558).
+        `iifname "${ingress.interface}" ip daddr 127.0.0.0/8 drop`,
+        ...answerRules(ingress.interface),
       ],
-    });
-    raw.push(`udp dport ${dataPathPort} fib daddr type local jump vxlan`);
-    rawOutput.push(`udp dport ${dataPathPort} notrack`);
-  }
-  if (sets.length === 0) return undefined;
-  if (raw.length > 0) {
-    chains.push({ name: "raw_prerouting", hook: "type filter hook prerouting priority raw", rules: raw });
-  }
-  if (rawOutput.length > 0) {
-    chains.push({ name: "raw_output", hook: "type filter hook output priority raw", rules: rawOutput });
-  }
-  return buildSkeleton(declarations, sets, chains);
+    },
+  ];
+  // What the ports lead to comes before the ports: a large load is several transactions.
+  const sets = [SLOTS, ADDRESS_SLOTS, MASKED, OVERLAY_RANGES, PORTS, ADDRESS_PORTS];
+  return buildSkeleton(PUBLISHED_DECLARATIONS, sets, chains);
 }
 
 /**

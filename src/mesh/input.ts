@@ -91,8 +91,6 @@ export interface NodeFacts {
    * through us. The agent turns it on once they have; source NAT until then.
    */
   readonly keepClientAddress: boolean;
-  /** UDP port of VXLAN, and the addresses it may come from; absent turns the filter off. */
-  readonly underlay?: { readonly dataPathPort: number; readonly vteps: readonly IpAddr[] };
 }
 
 /** A local endpoint's namespace. */

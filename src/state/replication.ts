@@ -272,7 +272,7 @@ export class Replication {
 
   /** The least told changes, in as few packets as they need, to a few random members. */
   #gossip(now: Instant): void {
-    const { members, random, gossipFanout, outbox } = this.#options;
+    const { members, random, gossipFanout } = this.#options;
     const targets = sample(random, members.names(), gossipFanout);
     const limit = this.#options.retransmitMultiplier * Math.ceil(Math.log10(members.size + 2));
     const queue = [...this.#queue].sort(([, a], [, b]) => a.told - b.told);

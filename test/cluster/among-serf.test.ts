@@ -6,7 +6,6 @@ import {
   decodeSerfMessage,
   encodeSerfMessage,
   encodeSerfUserState,
-  type SerfMessage,
   type SerfQuery,
 } from "../../src/wire/memberlist/serf.ts";
 

@@ -5,13 +5,10 @@ import { closeSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { test } from "node:test";
 import { promisify } from "node:util";
-import { endpointId } from "../../src/base/id.ts";
-import { ipv4FromNumber, parseCidr, parseIp } from "../../src/base/ip.ts";
-import { macFromIpv4 } from "../../src/base/mac.ts";
-import type { AppliedStep } from "../../src/kernel/dataplane.ts";
+import { parseCidr, parseIp } from "../../src/base/ip.ts";
 import { Netns } from "../../src/kernel/netns.ts";
 import type { DesiredOverlay, LinkKind, OverlayNetwork, RemotePeer } from "../../src/overlay/desired.ts";
-import { formatStep, type OverlayPlan, planOverlay } from "../../src/overlay/plan.ts";
+import { formatStep, planOverlay } from "../../src/overlay/plan.ts";
 import {
   failures,
   ifindexes,

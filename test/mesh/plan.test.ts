@@ -259,9 +259,8 @@ const inputs: fc.Arbitrary<MeshInput> = fc
     services,
     ingress: fc.boolean(),
     keep: fc.boolean(),
-    vteps: fc.option(fc.nat(4), { nil: undefined }),
   })
-  .map(({ services: specs, ingress, keep, vteps }) => {
+  .map(({ services: specs, ingress, keep }) => {
     const { ingress: leg, ...facts } = BASE.node;
     return {
       ...BASE,
@@ -269,16 +268,6 @@ const inputs: fc.Arbitrary<MeshInput> = fc
         ...facts,
         ...(ingress && leg !== undefined ? { ingress: leg } : {}),
         keepClientAddress: keep,
-        ...(vteps === undefined
-          ? {}
-          : {
-              underlay: {
-                dataPathPort: 4789,
-                vteps: Array.from({ length: vteps }, (_, i) =>
-                  parseIp(i % 2 ? `2001:db8::${i}` : `192.0.2.${i}`),
-                ),
-              },
-            }),
       },
       services: specs.map((spec) =>
         service(spec.index, {

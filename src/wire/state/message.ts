@@ -7,7 +7,6 @@ import {
   readList,
   readOptional,
   readText,
-  readVarint,
   writeList,
   writeOptional,
   writeText,
