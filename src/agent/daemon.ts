@@ -219,7 +219,7 @@ async function runLocked(
   health.close();
   paths.close();
   dns.close();
-  filter.close();
+  await filter.close();
   mesh.close();
   agent.close();
   await loop.close();

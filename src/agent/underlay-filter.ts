@@ -81,13 +81,21 @@ export class UnderlayFilter implements Dependent {
     return Number(this.#keeper.counter(STRANGERS_COUNTER)?.packets ?? 0n);
   }
 
-  /** The rules stay: a restarting agent must not leave a gap. */
-  close(): void {
+  /** The rules stay while there are endpoints: a restarting agent must not leave a gap. */
+  async close(): Promise<void> {
     this.#closed = true;
     clearInterval(this.#sweep);
     clearTimeout(this.#timer);
-    this.#keeper.close();
-    this.#host.close();
+    await this.#working;
+    try {
+      if (this.#agent.endpoints.networks().size === 0) await this.#keeper.reconcile(undefined);
+    } catch (error) {
+      if (!(error instanceof NetError)) throw error;
+      this.#agent.log.warn({ code: error.code }, `VXLAN filter: ${error.message}`);
+    } finally {
+      this.#keeper.close();
+      this.#host.close();
+    }
   }
 
   /** One after the other: a keeper does one thing at a time. */
