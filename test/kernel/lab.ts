@@ -179,9 +179,10 @@ export function run(command: string, ...args: string[]): string {
 }
 
 /** True when `namespace` gets an answer from `address`. */
+/** Whether one of ten pings in two seconds is answered: carrier and queues of fresh devices may cost the first ones. */
 export function pings(namespace: string, address: string, ...options: readonly string[]): boolean {
   try {
-    run("ip", "netns", "exec", namespace, "ping", "-c", "1", "-W", "2", ...options, address);
+    run("ip", "netns", "exec", namespace, "ping", "-c", "1", "-i", "0.2", "-w", "2", ...options, address);
     return true;
   } catch {
     return false;
