@@ -178,7 +178,6 @@ export function run(command: string, ...args: string[]): string {
   return execFileSync(command, args, { encoding: "utf8", stdio: ["ignore", "pipe", "pipe"] });
 }
 
-/** True when `namespace` gets an answer from `address`. */
 /** Whether one of ten pings in two seconds is answered: carrier and queues of fresh devices may cost the first ones. */
 export function pings(namespace: string, address: string, ...options: readonly string[]): boolean {
   try {
