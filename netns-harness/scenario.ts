@@ -14,8 +14,8 @@ const LOG_LINES = 25;
  * Registers a test. The lab is gone when it ends, whatever happens; KEEP_LAB=1 keeps it, KEEP_LAB=failed keeps it
  * when the test fails.
  *
- * Real daemons with real timers share the machine with whatever else runs on it, so a failure is shown and tried once
- * more in a fresh lab; the second one counts. SCENARIO_ATTEMPTS=1 is for hunting such a failure down.
+ * Real daemons with real timers share the machine with whatever else runs on it, so a failure is shown and tried
+ * again in a fresh lab, twice at most. SCENARIO_ATTEMPTS=1 is for hunting such a failure down.
  */
 export function scenario(name: string, body: (lab: Lab) => Promise<void>): void {
   if (process.env["SCENARIOS"] !== "on-each") scenarioOnEach(name, body);
@@ -25,13 +25,13 @@ export function scenario(name: string, body: (lab: Lab) => Promise<void>): void 
 export function scenarioOnEach(name: string, body: (lab: Lab) => Promise<void>): void {
   const dataplanes = labDataplanes().join(", ");
   void test(dataplanes === "" ? name : `${name} (${dataplanes})`, async () => {
-    const attempts = Number(process.env["SCENARIO_ATTEMPTS"] ?? 2);
+    const attempts = Number(process.env["SCENARIO_ATTEMPTS"] ?? 3);
     for (let attempt = 1; ; attempt++) {
       try {
         return await tryOnce(name, body);
       } catch (error) {
         if (attempt >= attempts) throw error;
-        console.error(`--- ${name}: attempt ${attempt} failed, trying once more: ${errorText(error)}`);
+        console.error(`--- ${name}: attempt ${attempt} failed, trying again: ${errorText(error)}`);
       }
     }
   });
