@@ -1,5 +1,6 @@
 /** Services and their backends → what every namespace of this node should hold. */
 import type { NetworkId, ServiceId } from "../base/id.ts";
+import { type Cidr, parseIp } from "../base/ip.ts";
 import { type Claims, type NodePort, type PortConflict, settleClaims } from "./claims.ts";
 import type { FlowGroup } from "./flows.ts";
 import { hostSkeleton, MASKED, OVERLAY_RANGES } from "./host-rules.ts";
@@ -80,23 +81,21 @@ export class MeshPlanner {
   }
 
   #host(node: NodeFacts, list: ServiceList): NamespaceState {
-    const { ingress, keepClientAddress } = node;
-    const key = `host ${JSON.stringify([ingress, keepClientAddress])}`;
-    const skeleton = this.#skeleton(key, () => hostSkeleton(node));
+    const { ingress } = node;
+    const skeleton = this.#skeleton(`host ${JSON.stringify(ingress)}`, () => hostSkeleton(node));
     const sysctls = new Map<string, string>();
     if (ingress === undefined || skeleton === undefined) return { sysctls };
     sysctls.set("net/ipv4/ip_forward", "1");
     sysctls.set(`net/ipv4/conf/${ingress.interface}/route_localnet`, "1");
-    // Without client addresses at all, the skeleton translates every source and asks no set.
-    const masked = this.#maskedGroup(keepClientAddress ? list.blocks : []);
-    const groups = [this.#nodeGroup(node), masked].concat(list.host);
+    const groups = [this.#nodeGroup(node), this.#maskedGroup(list.blocks)].concat(list.host);
     return { sysctls, ruleset: { skeleton, groups }, forwards: true };
   }
 
-  #nodeGroup({ overlayRanges }: NodeFacts): BlockGroup {
-    const facts = JSON.stringify(overlayRanges);
+  #nodeGroup({ overlayRanges, keepClientAddress }: NodeFacts): BlockGroup {
+    const ranges = keepClientAddress ? overlayRanges : [EVERYBODY];
+    const facts = JSON.stringify(ranges);
     if (this.#node?.facts === facts) return this.#node.group;
-    const group = { id: OWN_GROUP, blocks: [rangeBlock(OVERLAY_RANGES, overlayRanges)] };
+    const group = { id: OWN_GROUP, blocks: [rangeBlock(OVERLAY_RANGES, ranges)] };
     this.#node = { facts, group };
     return group;
   }
@@ -190,6 +189,7 @@ const BACKENDS_KEPT_MAX = 4_096;
 /** Bound of the cache: one per combination of facts, which change a few times in a node's life. */
 const SKELETONS_MAX = 256;
 /** Ids before those of services, which begin with a letter, a digit, `_`, `.` or `-`. */
+const EVERYBODY: Cidr = { ip: parseIp("0.0.0.0"), prefixLength: 0 };
 const OWN_GROUP = "";
 const MASKED_GROUP = "!masked";
 

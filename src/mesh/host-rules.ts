@@ -37,7 +37,11 @@ export const MASKED: SetDefinition = { name: "masked", key: ["ipv4", "protocol",
  * it when a SYN is repeated unanswered or refused, and take it out at its next SYN-ACK. Nobody's plan: read only.
  */
 export const FAILING: SetDefinition = { name: "failing", key: ["ipv4", "protocol", "port"], value: [] };
-/** Clients whose replies would bypass us. */
+/**
+ * Clients whose replies would bypass us: those inside the overlay, and everybody while the backends' nodes may not know
+ * us. That is an element and no other rule, because a new skeleton takes the ports away for as long as it takes to fill
+ * them in again, and whoever connects meanwhile is refused.
+ */
 export const OVERLAY_RANGES: SetDefinition = {
   name: "overlay_ranges",
   key: ["ipv4"],
@@ -66,7 +70,7 @@ export function hostSkeleton(node: NodeFacts): Skeleton | undefined {
   if (ingress === undefined) return undefined;
   const chains: Chain[] = [
     ...[REFUSE_RULES, ...BY_PORT.chains, ...BY_ADDRESS.chains],
-    ...publishedChains(ingress.interface, ingress.ip, ingress.subnet, node.keepClientAddress),
+    ...publishedChains(ingress.interface, ingress.ip, ingress.subnet),
     {
       name: "raw_prerouting",
       hook: "type filter hook prerouting priority raw",
@@ -94,7 +98,7 @@ function answerRules(leg: string): string[] {
   ];
 }
 
-function publishedChains(leg: string, own: string, subnet: Cidr, keepClientAddress: boolean): Chain[] {
+function publishedChains(leg: string, own: string, subnet: Cidr): Chain[] {
   const ingressSubnet = formatCidr(subnetOf(subnet));
   return [
     {
@@ -117,17 +121,15 @@ function publishedChains(leg: string, own: string, subnet: Cidr, keepClientAddre
     },
     {
       name: "source",
-      rules: keepClientAddress
-        ? [
-            // A loopback address means nothing on the wire.
-            `ip saddr 127.0.0.0/8 snat ip to ${own}`,
-            // The backend would answer its own kind directly, or itself.
-            `ip saddr ${ingressSubnet} snat ip to ${own}`,
-            `ip saddr @overlay_ranges snat ip to ${own}`,
-            // Backends on nodes that do not route replies back through us.
-            `ip daddr . meta l4proto . th dport @masked snat ip to ${own}`,
-          ]
-        : [`snat ip to ${own}`],
+      rules: [
+        // A loopback address means nothing on the wire.
+        `ip saddr 127.0.0.0/8 snat ip to ${own}`,
+        // The backend would answer its own kind directly, or itself.
+        `ip saddr ${ingressSubnet} snat ip to ${own}`,
+        `ip saddr @overlay_ranges snat ip to ${own}`,
+        // Backends on nodes that do not route replies back through us.
+        `ip daddr . meta l4proto . th dport @masked snat ip to ${own}`,
+      ],
     },
     {
       name: "postrouting",

@@ -54,6 +54,19 @@ test("the answer depends on the input alone, not on what was asked before", () =
   );
 });
 
+test("the client's address is kept from some moment on without taking the ports away for one", () => {
+  const planner = new MeshPlanner();
+  const services = [service(1, { backends: backendsOf(1, 3) })];
+  const [before, after] = [false, true].map(
+    (keepClientAddress) =>
+      planner.desired({ ...BASE, services, node: { ...BASE.node, keepClientAddress } }).namespaces.get(HOST)
+        ?.ruleset ?? assert.fail(),
+  ) as [Ruleset, Ruleset];
+  const plan = planUpdate(after, before);
+  assert.equal(plan.skeleton, undefined);
+  assert.deepEqual([...new Set(plan.changes.map(({ set }) => set.name))], ["overlay_ranges"]);
+});
+
 test("a change of one backend touches only its service's elements", () => {
   const planner = new MeshPlanner();
   const services = Array.from({ length: 200 }, (_, index) =>
