@@ -7,6 +7,8 @@ import type { Host } from "./host.ts";
 import type { Lab } from "./lab.ts";
 import { waitFor } from "./wait.ts";
 
+const ACCEPTS_WITHIN_MS = 10_000;
+
 /** A sandbox with one interface. */
 export type Attached = {
   readonly place: Place;
@@ -115,9 +117,16 @@ export class Connection {
     { serve = true }: { readonly serve?: boolean } = {},
   ): Promise<Connection> {
     if (serve) await far.serve("echo-server", String(port));
-    const client = near.spawnProgram("heartbeat", address, String(port));
-    await started(client, "beat 1 ");
-    return new Connection(client);
+    // A published port refuses on another node until that node has heard of the backend.
+    for (const deadline = performance.now() + ACCEPTS_WITHIN_MS; ;) {
+      const client = near.spawnProgram("heartbeat", address, String(port));
+      try {
+        await started(client, "beat 1 ");
+        return new Connection(client);
+      } catch (error) {
+        if (!client.output().includes("ECONNREFUSED") || performance.now() > deadline) throw error;
+      }
+    }
   }
 
   /** False once the connection has ended. */
