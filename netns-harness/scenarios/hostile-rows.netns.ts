@@ -95,9 +95,14 @@ function lies(who: { a: Attached; own: string; other: string; evil: string }): s
   ];
 }
 
-/** What must not change: the endpoint's interface and its address, as ip(8) shows them. */
+/**
+ * What must not change: the endpoint's interface and its address, as ip(8) shows them. IPv4 only: the kernel's own
+ * link-local address passes its duplicate detection in the meantime.
+ */
 async function picture(host: Host, endpoint: Attached): Promise<unknown> {
-  const links = JSON.parse(await endpoint.place.run("ip", "-j", "address", "show", "dev", "eth0")) as unknown;
+  const links = JSON.parse(
+    await endpoint.place.run("ip", "-4", "-j", "address", "show", "dev", "eth0"),
+  ) as unknown;
   const own = JSON.parse(await host.run("ip", "-j", "link")) as { ifname: string }[];
   return { links, own: own.map(({ ifname }) => ifname) };
 }
