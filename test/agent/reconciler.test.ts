@@ -22,8 +22,8 @@ test("72,000 entries are applied, read back and repaired while the event loop ke
   await reconciler.settled(world.network.id, SETTLE_MS);
   const { steps } = await reconciler.plan(world.network.id);
   assert.deepEqual(steps, []);
-  // 72,000 entries are 141 chunks, and deriving, planning and reading back are in slices, too.
-  assert.ok(turns.count > 150, `the loop turned ${turns.count} times`);
+  // 72,000 entries are 141 chunks, of which a fast machine does two a turn; all at once would be a dozen turns.
+  assert.ok(turns.count > 60, `the loop turned ${turns.count} times`);
   assert.equal(world.count("bridge fdb show dev vxlan0 | grep -c permanent"), 30_000);
   assert.equal(world.count("ip neigh show dev vxlan0 nud permanent | wc -l"), 42_000);
   assert.equal(reconciler.counters.repairs, 0);
