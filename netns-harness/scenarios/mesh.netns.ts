@@ -514,7 +514,7 @@ async function othersRules(node: Host): Promise<string> {
   const tables = (await node.run("nft", "list", "tables")).split("\n").filter(Boolean);
   const texts: string[] = [];
   for (const table of tables) {
-    if (table.endsWith(" netagent")) continue;
+    if (/ netagent(-vxlan)?$/.test(table)) continue;
     const [, family = "", name = ""] = table.split(" ");
     texts.push(await node.run("nft", "-s", "list", "table", family, name));
   }
