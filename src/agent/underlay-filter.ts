@@ -68,12 +68,16 @@ export class UnderlayFilter implements Dependent {
     return this.#problem;
   }
 
-  /** Who sent VXLAN in the last hour without being a member, most packets first. At most some hundred. */
+  /**
+   * Who sent VXLAN in the last hour without being a member, most packets first. At most some hundred. Who is one by
+   * now is left out: members send before they have heard that this node is back, and it before it has heard of them.
+   */
   strangers(): CountedAddress[] {
     if (this.#neededAt === undefined) return [];
-    return STRANGER_SETS.flatMap((name) => this.#keeper.countedAddresses(name)).sort((a, b) =>
-      Number(b.packets - a.packets),
-    );
+    const members = new Set(this.#vteps());
+    return STRANGER_SETS.flatMap((name) => this.#keeper.countedAddresses(name))
+      .filter(({ address }) => !members.has(address))
+      .sort((a, b) => Number(b.packets - a.packets));
   }
 
   /** Packets of strangers dropped since the filter was made. */
