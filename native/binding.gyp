@@ -16,6 +16,14 @@
       "cflags": ["-Wall", "-Wextra", "-Werror", "-O2", "-fno-exceptions"],
       "cflags_cc": ["-std=c++20", "-fno-exceptions"],
       "cflags_cc!": ["-std=gnu++17", "-fno-rtti"],
+    },
+    {
+      "target_name": "netctl",
+      "type": "executable",
+      "sources": ["src/front/netctl.cc"],
+      "cflags": ["-Wall", "-Wextra", "-Werror", "-O2"],
+      "cflags_cc": ["-std=c++20", "-fno-exceptions"],
+      "cflags_cc!": ["-std=gnu++17", "-fno-rtti"],
     }
   ]
 }

@@ -26,6 +26,7 @@ import { Agent, aliveAddresses, systemRandom } from "./agent.ts";
 import { makeDirectory, readIfPresent, writeAtomically } from "./atomic-file.ts";
 import { captureQuestion, CaptureSessions } from "./capture-sessions.ts";
 import { loadConfig, type Config } from "./config.ts";
+import { CommandServer } from "./command-server.ts";
 import { ControlServer } from "./control-server.ts";
 import { chooseDataplane } from "./dataplane-choice.ts";
 import { DnsRunner } from "./dns-runner.ts";
@@ -191,7 +192,9 @@ async function runLocked(
   const web = config.web === undefined ? undefined : await WebServer.listen(config.web, status);
   // Before anybody can ask for an endpoint: a namespace made now at an old path must not be taken for the old one.
   adoptEndpoints(agent, log);
-  const control = await ControlServer.listen(join(config.runDir, "netagent.sock"), handlers, log);
+  const controlSocket = join(config.runDir, "netagent.sock");
+  const control = await ControlServer.listen(controlSocket, handlers, log);
+  const commands = await CommandServer.listen(controlSocket, log);
   peersFile = new PeersFile(join(config.dataDir, "peers.json"), loop);
   const orphans = setInterval(() => void removeOrphans(agent, drainer, log), ORPHANS_MS);
   const stopping = new AbortController();
@@ -212,7 +215,7 @@ async function runLocked(
   stopping.abort();
   clearInterval(orphans);
   peersFile.save();
-  await Promise.all([control.close(), metrics?.close(), web?.close(), joining]);
+  await Promise.all([commands.close(), control.close(), metrics?.close(), web?.close(), joining]);
   await leave(agent);
   loopDelay.close();
   captures.close();

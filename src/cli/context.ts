@@ -14,27 +14,65 @@ export interface Context {
   print<T>(value: T, people: (value: T, screen: Screen) => string): void;
 }
 
+/** Where a run of netctl writes to. */
+export interface Output {
+  readonly out: (text: string) => void;
+  readonly err: (text: string) => void;
+  readonly screen: Screen;
+  /** Somebody watches `err`: long work shows how far it is. */
+  readonly watched: boolean;
+}
+
+export const PROCESS_OUTPUT: Output = {
+  out: (text) => void process.stdout.write(text),
+  err: (text) => void process.stderr.write(text),
+  screen: screenOf(process.stdout, process.env),
+  watched: process.stderr.isTTY === true,
+};
+
+/** By root command: commander hands commands around and has no room for more. */
+const outputs = new WeakMap<Command, Output>();
+
+/** Everything the program and its commands print goes there, help and usage errors too. */
+export function writeTo(output: Output, program: Command): void {
+  outputs.set(program, output);
+  const { columns, colour } = output.screen;
+  const helpWidth = (): number => (Number.isFinite(columns) ? columns : 80);
+  program.configureOutput({
+    writeOut: output.out,
+    writeErr: output.err,
+    getOutHelpWidth: helpWidth,
+    getErrHelpWidth: helpWidth,
+    getOutHasColors: () => colour,
+    getErrHasColors: () => colour,
+  });
+}
+
 /** Wrong usage found by a command itself: exit code 2. */
 export class UsageError extends Error {}
 
 export function contextOf(command: Command): Context {
   const options = globalOptions(command);
   const json = options.output === "json";
-  const screen = screenOf(process.stdout, process.env);
-  const showProgress = process.stderr.isTTY === true && !json;
+  const { out, err, screen, watched } = outputs.get(rootOf(command)) ?? PROCESS_OUTPUT;
+  const showProgress = watched && !json;
   const path = options.socket ?? process.env["NETAGENT_SOCKET"] ?? DEFAULT_SOCKET;
   return {
     client: new Client(path, (text) => {
-      if (showProgress) process.stderr.write(`\r\u001b[K${text}`);
+      if (showProgress) err(`\r\u001b[K${text}`);
     }),
     json,
     screen,
     timeoutMs: parseDuration(options.timeout ?? "10s"),
     print(value, people) {
-      if (showProgress) process.stderr.write("\r\u001b[K");
-      process.stdout.write(json ? `${JSON.stringify(value, null, 2)}\n` : people(value, screen));
+      if (showProgress) err("\r\u001b[K");
+      out(json ? `${JSON.stringify(value, null, 2)}\n` : people(value, screen));
     },
   };
+}
+
+function rootOf(command: Command): Command {
+  return command.parent === null ? command : rootOf(command.parent);
 }
 
 /** The options every command takes; one given after the command wins over one given before it. */

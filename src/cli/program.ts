@@ -1,6 +1,15 @@
-import { Command } from "commander";
+import { Command, CommanderError } from "commander";
 import { packageVersion } from "../agent/version.ts";
-import { contextOf, globalOptions, UsageError } from "./context.ts";
+import { errorText } from "../base/error.ts";
+import {
+  contextOf,
+  exitCodeOf,
+  globalOptions,
+  PROCESS_OUTPUT,
+  UsageError,
+  writeTo,
+  type Output,
+} from "./context.ts";
 
 /** Commands that come together, and what adds them to a program. Order is that of the help. */
 interface Group {
@@ -32,12 +41,32 @@ const GROUPS: readonly Group[] = [
 /** Global options that take the next word. */
 const WITH_VALUE = ["--socket", "-o", "--output", "--timeout"];
 
+/** One run of netctl on the words after its name. Its exit code, unless a command set that of the process. */
+export async function runNetctl(words: readonly string[], output: Output = PROCESS_OUTPUT): Promise<number> {
+  try {
+    const program = await buildProgram(words, output);
+    program.exitOverride();
+    await program.parseAsync(words, { from: "user" });
+    return 0;
+  } catch (error) {
+    if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : 2;
+    output.err(`netctl: ${errorText(error)}\n`);
+    return exitCodeOf(error);
+  }
+}
+
 /**
  * netctl's commands. Of those `argv` does not need only the ones that could be meant are loaded: a short command is
  * over before the rest would have been read.
  */
-export async function buildProgram(argv: readonly string[]): Promise<Command> {
-  const program = new Command("netctl")
+export async function buildProgram(
+  argv: readonly string[],
+  output: Output = PROCESS_OUTPUT,
+): Promise<Command> {
+  const program = new Command("netctl");
+  // Before any command is made, which all take it over.
+  writeTo(output, program);
+  program
     .description("See and change the overlay network of this swarm.")
     .option(
       "--socket <path>",
@@ -63,7 +92,7 @@ export async function buildProgram(argv: readonly string[]): Promise<Command> {
 }
 
 /** The first word that is neither an option nor an option's value. */
-function verbOf(argv: readonly string[]): string | undefined {
+export function verbOf(argv: readonly string[]): string | undefined {
   for (let at = 0; at < argv.length; at++) {
     const word = argv[at] ?? "";
     if (WITH_VALUE.includes(word)) at++;

@@ -13,6 +13,7 @@ import {
   readdirSync,
   readFileSync,
   rmSync,
+  symlinkSync,
   writeFileSync,
 } from "node:fs";
 import { tmpdir } from "node:os";
@@ -28,6 +29,7 @@ import { renderManual, type ManualParts } from "./man.ts";
 const project = resolve(dirname(fileURLToPath(import.meta.url)), "../../..");
 const packaging = join(project, "src/packaging");
 const LIBRARY = "usr/lib/netagent";
+const NATIVE = "native/build/Release";
 
 /** Builds the package and returns its path. */
 export async function buildPackage(version: string, folder: string): Promise<string> {
@@ -55,8 +57,8 @@ function addProgram(root: string, version: string): void {
   cpSync(join(project, "dist/src"), join(library, "dist/src"), { recursive: true });
   const manifest: unknown = JSON.parse(readFileSync(join(project, "package.json"), "utf8"));
   writeText(join(library, "package.json"), `${JSON.stringify({ ...Object(manifest), version }, null, 2)}\n`);
-  const addon = "native/build/Release/netagent.node";
-  cpSync(join(project, addon), join(library, addon));
+  for (const name of ["netagent.node", "netctl"])
+    cpSync(join(project, NATIVE, name), join(library, NATIVE, name));
   const modules = execFileSync("npm", ["ls", "--omit=dev", "--all", "--parseable"], {
     cwd: project,
     encoding: "utf8",
@@ -70,13 +72,15 @@ function addProgram(root: string, version: string): void {
     const target = join(library, relative(project, module));
     cpSync(module, target, { recursive: true, filter: (path) => keeps(relative(module, path)) });
   }
-  for (const [name, program] of [
-    ["netagent", "agent"],
-    ["netctl", "cli"],
+  for (const [path, program] of [
+    ["usr/bin/netagent", "agent"],
+    [`${LIBRARY}/netctl`, "cli"],
   ] as const) {
     const launcher = readFileSync(join(packaging, "launcher"), "utf8").replace("@PROGRAM@", program);
-    writeText(join(root, "usr/bin", name), launcher, 0o755);
+    writeText(join(root, path), launcher, 0o755);
   }
+  // The front, which starts the other netctl when it has to.
+  symlinkSync(`../lib/netagent/${NATIVE}/netctl`, join(root, "usr/bin/netctl"));
 }
 
 /** Of a package: not its nested packages (they are listed themselves), sources of its addon, types and tests. */

@@ -78,6 +78,15 @@ export async function listenUnix(
   path: string,
   onConnection: (connection: JsonConnection) => void,
 ): Promise<Server> {
+  return listenUnixSocket(path, {}, (socket) => onConnection(new JsonConnection(socket)));
+}
+
+/** The same for bytes of any kind. @throws NetError as `listenUnix` */
+export async function listenUnixSocket(
+  path: string,
+  options: { readonly allowHalfOpen?: boolean },
+  onSocket: (socket: Socket) => void,
+): Promise<Server> {
   if (existsSync(path)) {
     if (await answers(path)) {
       throw new NetError(
@@ -87,7 +96,7 @@ export async function listenUnix(
     }
     unlinkSync(path);
   }
-  const server = createServer((socket) => onConnection(new JsonConnection(socket)));
+  const server = createServer(options, onSocket);
   const before = process.umask(0o177);
   try {
     server.listen(path);
