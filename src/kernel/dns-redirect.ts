@@ -18,8 +18,8 @@ import type { Netns } from "./netns.ts";
 import { runNft } from "./nft.ts";
 
 const TABLE = "netagent-dns";
-/** There and back, UDP and TCP. */
-const RULES = 4;
+/** There and back, UDP and TCP, and one that lets everything pass at once that does not stay in the sandbox. */
+const RULES = 5;
 
 /** Ports of the listener, where questions are to go. */
 export interface DnsPorts {
@@ -71,6 +71,7 @@ table inet ${TABLE} {
   comment "${comment(ports)}"
   chain output {
     type filter hook output priority raw; policy accept;
+    oif != lo accept
     ip daddr 127.0.0.11 udp dport 53 udp dport set ${ports.udp} notrack
     ip daddr 127.0.0.11 tcp dport 53 tcp dport set ${ports.tcp} notrack
     ip saddr 127.0.0.11 udp sport ${ports.udp} udp sport set 53 notrack

@@ -38,6 +38,8 @@ export function vxlanFilter(dataPathPort: number, vteps: readonly IpAddr[]): Rul
           // Tunnel packets need no connection tracking; without this every one would pay for NAT chains.
           "ip saddr @vteps notrack return",
           "ip6 saddr @vteps6 notrack return",
+          // Only a stranger pays for the question whether the packet stays here. One that passes through is not ours.
+          "fib daddr type != local return",
           // A full set ends its own rule only.
           `update @${STRANGER_SETS[0]} { ip saddr counter }`,
           `update @${STRANGER_SETS[1]} { ip6 saddr counter }`,
@@ -47,7 +49,7 @@ export function vxlanFilter(dataPathPort: number, vteps: readonly IpAddr[]): Rul
       {
         name: "raw_prerouting",
         hook: "type filter hook prerouting priority raw",
-        rules: [`udp dport ${dataPathPort} fib daddr type local jump vxlan`],
+        rules: [`udp dport ${dataPathPort} jump vxlan`],
       },
       {
         name: "raw_output",
