@@ -7,7 +7,7 @@ import {
   readFileSync,
   renameSync,
   statSync,
-  writeSync,
+  writeFileSync,
 } from "node:fs";
 import { dirname, resolve } from "node:path";
 import { errorCode, errorText, NetError } from "../base/error.ts";
@@ -18,7 +18,8 @@ export function writeAtomically(path: string, text: string): void {
   try {
     const file = openSync(temporary, "w", 0o600);
     try {
-      writeSync(file, text);
+      // Not writeSync, which may write less than all.
+      writeFileSync(file, text);
       fsyncSync(file);
     } finally {
       closeSync(file);

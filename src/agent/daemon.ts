@@ -2,16 +2,9 @@ import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { ZodError } from "zod";
 import { unreachable } from "../base/assert.ts";
-import { errorCode, errorText, NetError } from "../base/error.ts";
+import { DecodeError, errorCode, errorText, NetError } from "../base/error.ts";
 import { nodeId, nodeName, randomBase36, randomHex } from "../base/id.ts";
-import {
-  formatSocketAddr,
-  ipToBytes,
-  parseHostPort,
-  parseIp,
-  type IpAddr,
-  type SocketAddr,
-} from "../base/ip.ts";
+import { formatSocketAddr, ipToBytes, parseHostPort, type IpAddr, type SocketAddr } from "../base/ip.ts";
 import type { Random } from "../base/random.ts";
 import type { Dataplane } from "../kernel/dataplane.ts";
 import { formatMissing, missingFeatures, probeFeatures, type FeatureName } from "../kernel/features.ts";
@@ -22,7 +15,7 @@ import { VxlanDataplane } from "../kernel/vxlan-dataplane.ts";
 import { DEFAULT_LINK_KIND } from "../overlay/desired.ts";
 import { LAN, LOCAL, WAN } from "../swim/config.ts";
 import { resolveHost } from "../transport/gossip-transport.ts";
-import { Agent, aliveAddresses, systemRandom } from "./agent.ts";
+import { Agent, systemRandom } from "./agent.ts";
 import { makeDirectory, readIfPresent, writeAtomically } from "./atomic-file.ts";
 import { captureQuestion, CaptureSessions } from "./capture-sessions.ts";
 import { loadConfig, type Config } from "./config.ts";
@@ -42,6 +35,7 @@ import { createLogger, type Logger } from "./log.ts";
 import { MeshRunner } from "./mesh-runner.ts";
 import { MetricsServer } from "./metrics.ts";
 import { PathRunner, pathQuestion } from "./path-runner.ts";
+import { PeersFile } from "./peers-file.ts";
 import { PortCheck } from "./port-check.ts";
 import { questionsOf } from "./questions.ts";
 import { Sandboxes } from "./sandboxes.ts";
@@ -56,8 +50,6 @@ import { WebServer } from "./web-server.ts";
 const JOIN_RETRY_MIN_MS = 500;
 const JOIN_RETRY_MAX_MS = 15_000;
 const JOIN_TIMEOUT_MS = 5_000;
-/** The living members' addresses are written down, for the next start, so long after they changed. */
-const REMEMBER_PEERS_MS = 1_000;
 /** How often namespaces of commands that ended without saying goodbye are looked for. */
 const ORPHANS_MS = 2_000;
 const LEAVE_TIMEOUT_MS = 5_000;
@@ -415,60 +407,13 @@ function loadEndpoints(path: string): Endpoints {
   try {
     return new Endpoints(readIfPresent(path), (text) => writeAtomically(path, text));
   } catch (cause) {
-    if (!(cause instanceof ZodError) && !(cause instanceof SyntaxError)) throw cause;
+    const damaged = cause instanceof ZodError || cause instanceof SyntaxError || cause instanceof DecodeError;
+    if (!damaged) throw cause;
     throw new NetError(
       "state-corrupt",
       `read endpoints from ${path}: damaged (put a good copy back, or move it away to forget this node's endpoints)`,
       { cause },
     );
-  }
-}
-
-/** Where the members of this life were, for the next one. */
-class PeersFile {
-  readonly #path: string;
-  readonly #loop: GossipLoop;
-  #written = "";
-  #timer: NodeJS.Timeout | undefined;
-
-  constructor(path: string, loop: GossipLoop) {
-    this.#path = path;
-    this.#loop = loop;
-  }
-
-  saveSoon(): void {
-    this.#timer ??= setTimeout(() => this.save(), REMEMBER_PEERS_MS);
-  }
-
-  /** Writes only what is new. An empty list is not: it would make the next start believe that it is the first node. */
-  save(): void {
-    clearTimeout(this.#timer);
-    this.#timer = undefined;
-    const { node } = this.#loop;
-    // Members come in an order that changes with every round of probes.
-    const addresses = aliveAddresses(node.swim.members(), node.name)
-      .sort((a, b) => (formatSocketAddr(a) < formatSocketAddr(b) ? -1 : 1))
-      .slice(0, 64);
-    const text = JSON.stringify(addresses);
-    if (addresses.length === 0 || text === this.#written) return;
-    writeAtomically(this.#path, text);
-    this.#written = text;
-  }
-
-  read(): SocketAddr[] {
-    const text = readIfPresent(this.#path);
-    if (text === undefined) return [];
-    try {
-      const values: unknown = JSON.parse(text);
-      if (!Array.isArray(values)) return [];
-      return values.flatMap((value: unknown) => {
-        if (typeof value !== "object" || value === null || !("ip" in value) || !("port" in value)) return [];
-        return [{ ip: parseIp(String(value.ip)), port: Number(value.port) }];
-      });
-    } catch {
-      // A convenience only: without it the seeds of the command line remain.
-      return [];
-    }
   }
 }
 

@@ -40,7 +40,7 @@ const schema = z.object({
   name: z.string(),
   network: z.string().transform(networkId),
   ip: z.string().transform(parseIp),
-  prefixLength: z.number().int(),
+  prefixLength: z.number().int().min(0).max(128),
   mac: z.string().transform(parseMac),
   ifname: z.string(),
   sandbox: z.union([
@@ -49,7 +49,7 @@ const schema = z.object({
   ]),
   aliases: z.array(z.string()),
   service: z.string().transform(serviceId).optional(),
-  healthTcp: z.number().int().optional(),
+  healthTcp: z.number().int().min(1).max(65_535).optional(),
   healthCmd: z.string().optional(),
 });
 
@@ -67,7 +67,7 @@ export class Endpoints {
   readonly unhealthy = new Set<EndpointId>();
   readonly #write: (text: string) => void;
 
-  /** `text` is what `save` got before the restart. @throws ZodError or SyntaxError when it is damaged. */
+  /** `text` is what `save` got before the restart. @throws ZodError, SyntaxError or DecodeError when it is damaged. */
   constructor(text: string | undefined, save: (text: string) => void) {
     this.#write = save;
     if (text === undefined) return;

@@ -104,6 +104,11 @@ export function formatKeyring(keys: readonly Uint8Array[]): string {
   return `${JSON.stringify(keys.map(formatGossipKey), null, 2)}\n`;
 }
 
+/** @throws SyntaxError, ZodError, or NetError `bad-key`. */
+export function parseKeyring(text: string): Uint8Array[] {
+  return z.array(z.string()).parse(JSON.parse(text)).map(parseGossipKey);
+}
+
 /**
  * The keys to start with: the file's order wins, since a rotation may have changed it; keys of the command line are added.
  * @throws NetError `config` when others may read the file or it is damaged.
@@ -119,8 +124,7 @@ export function loadKeyring(path: string, given: readonly Uint8Array[]): readonl
     throw error;
   }
   try {
-    const stored = z.array(z.string()).parse(JSON.parse(text)).map(parseGossipKey);
-    return Keyring.of([...stored, ...given]).keys;
+    return Keyring.of([...parseKeyring(text), ...given]).keys;
   } catch (cause) {
     throw new NetError(
       "config",
