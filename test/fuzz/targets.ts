@@ -42,6 +42,8 @@ import type { Ring } from "../../src/wire/state/ring.ts";
 import { decodeUdp, encodeUdp } from "../../src/wire/udp.ts";
 import { decodeVxlanHeader, encodeVxlanHeader } from "../../src/wire/vxlan.ts";
 import { loadVectors } from "../vectors/load.ts";
+import { AGENT_TARGETS } from "./agent-targets.ts";
+import { KERNEL_TARGETS } from "./kernel-targets.ts";
 import { fuzzTarget, type FuzzTarget } from "./target.ts";
 
 /** Large vectors slow the fuzzer down and show nothing that small ones do not. */
@@ -95,7 +97,7 @@ const STATE_MESSAGES: readonly StateMessage[] = [
   { type: "ring-answer", sender: STATE_NODE, network: INGRESS_ID, vips: [0x0aff0002], ring: STATE_RING },
 ];
 
-/** Every decoder of bytes from outside. A new decoder in `src/wire` gets an entry here. */
+/** Every decoder of bytes from outside. A new decoder in `src/wire` gets an entry here or in one of the two lists it includes. */
 export const FUZZ_TARGETS: readonly FuzzTarget[] = [
   fuzzTarget({
     name: "memberlist message",
@@ -219,6 +221,8 @@ export const FUZZ_TARGETS: readonly FuzzTarget[] = [
     decode: dnsTimes,
   }),
   frame("VXLAN header", "0800000000100100", decodeVxlanHeader, encodeVxlanHeader),
+  ...KERNEL_TARGETS,
+  ...AGENT_TARGETS,
 ];
 
 /** The key of most encrypted vectors. */
