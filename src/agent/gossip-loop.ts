@@ -3,12 +3,8 @@ import { NetError } from "../base/error.ts";
 import type { NodeName } from "../base/id.ts";
 import type { SocketAddr } from "../base/ip.ts";
 import type { Instant } from "../base/time.ts";
-import {
-  GossipNode,
-  type GossipEffect,
-  type GossipInput,
-  type GossipNodeOptions,
-} from "../cluster/gossip-node.ts";
+import type { GossipEffect, GossipInput, GossipNodeOptions } from "../cluster/boundary.ts";
+import { GossipNode } from "../cluster/gossip-node.ts";
 import type { StateRequest, StateResult } from "../state/request.ts";
 import { Clock } from "../transport/clock.ts";
 import { GossipTransport } from "../transport/gossip-transport.ts";

@@ -1,145 +1,36 @@
 import { unreachable } from "../base/assert.ts";
-import { Deadlines } from "../base/deadlines.ts";
-import { DecodeError, errorText } from "../base/error.ts";
+import { DecodeError } from "../base/error.ts";
 import { nodeName, type NodeName } from "../base/id.ts";
 import type { SocketAddr } from "../base/ip.ts";
-import { sample, type Random } from "../base/random.ts";
-import { after, earliest, type Instant } from "../base/time.ts";
-import { networkDbConfig, type NetworkDbConfig } from "../networkdb/config.ts";
-import type { NetworkDbEffect } from "../networkdb/effect.ts";
+import { earliest, type Instant } from "../base/time.ts";
+import { networkDbConfig } from "../networkdb/config.ts";
 import { NetworkDb, type NetworkDbInput } from "../networkdb/networkdb.ts";
-import type { StateEffect, StateInput } from "../state/effect.ts";
-import { State, type StateOptions } from "../state/state.ts";
-import type { SwimEffect, SwimInput, StreamFailure } from "../swim/boundary.ts";
-import type { SwimConfig } from "../swim/config.ts";
-import type { Member } from "../swim/member.ts";
+import type { StateInput } from "../state/effect.ts";
+import { State } from "../state/state.ts";
+import type { StreamFailure, SwimEffect, SwimInput } from "../swim/boundary.ts";
 import { userMessage } from "../swim/context.ts";
+import type { Member } from "../swim/member.ts";
 import { Swim } from "../swim/swim.ts";
 import type { UserMessage } from "../wire/memberlist/message.ts";
 import { decodePacket, encodePacket } from "../wire/memberlist/packet.ts";
-import { KeyMismatch, packetOverhead, sealsOutgoing, type Sealing } from "../wire/memberlist/seal.ts";
-import {
-  encodeStream,
-  encodeStreamEnvelopes,
-  encodeStreamPayload,
-  STREAM_LIMITS,
-  StreamDecoder,
-  type PushPull,
-  type StreamMessage,
-} from "../wire/memberlist/stream.ts";
-import { encodeNetworkDbMessage, networkDbMessageType } from "../wire/networkdb/message.ts";
+import { packetOverhead, sealsOutgoing, type Sealing } from "../wire/memberlist/seal.ts";
+import { encodeStreamPayload, type PushPull, type StreamMessage } from "../wire/memberlist/stream.ts";
+import { networkDbMessageType } from "../wire/networkdb/message.ts";
 import { STATE_MESSAGE_TYPE } from "../wire/state/message.ts";
 import { AmongSerf, type SerfReply } from "./among-serf.ts";
+import type { GossipEffect, GossipInput, GossipNodeOptions } from "./boundary.ts";
 import { definitionsOf, withDefinitions } from "./exchange-state.ts";
 import { decodeMetadata, encodeMetadata, type NodeFacts } from "./metadata.ts";
-import { PEER_CALL_MESSAGE_TYPE, PeerCalls, type PeerCallEffect, type PeerQuestion } from "./peer-call.ts";
+import { Netagents } from "./netagents.ts";
+import { PEER_CALL_MESSAGE_TYPE, PeerCalls, type PeerCallEffect } from "./peer-call.ts";
+import { Streams, type AcceptedStream, type Purpose, type StreamEvent, type UserOrigin } from "./streams.ts";
+import { TableRounds } from "./table-rounds.ts";
 
-/** What arrives at a node: from the transport, the clock, or an operator. */
-export type GossipInput =
-  | { readonly type: "start"; readonly seed: boolean; readonly unixSeconds: number }
-  | { readonly type: "wake" }
-  | { readonly type: "packet"; readonly from: SocketAddr; readonly bytes: Uint8Array }
-  /** Streams are named by numbers: odd when the peer dialled, even when we did. */
-  | { readonly type: "stream-accepted"; readonly stream: number; readonly from: SocketAddr }
-  | { readonly type: "stream-opened"; readonly stream: number }
-  | { readonly type: "stream-data"; readonly stream: number; readonly bytes: Uint8Array }
-  | {
-      readonly type: "stream-closed";
-      readonly stream: number;
-      readonly error?: { readonly code: string; readonly message: string };
-    }
-  | {
-      readonly type: "swim";
-      readonly input: Extract<SwimInput, { type: "join" | "cancel-join" | "loop-delay" | "set-meta" }>;
-    }
-  | { readonly type: "networkdb"; readonly input: NetworkDbInput }
-  | { readonly type: "state"; readonly input: StateInput }
-  /**
-   * Says goodbye; the effect `left` follows. A node that rests leaves memberlist but not NetworkDB: its endpoints run
-   * on without it, and it is expected back.
-   */
-  | { readonly type: "leave"; readonly timeoutMs: number; readonly rest?: boolean }
-  /** Other keys, from now on; connections under way keep the ones they began with. */
-  | { readonly type: "set-keys"; readonly keys: readonly Uint8Array[] }
-  | {
-      readonly type: "ask-peer";
-      readonly to: NodeName;
-      readonly request: number;
-      readonly body: unknown;
-      readonly timeoutMs: number;
-    }
-  | { readonly type: "answer-peer"; readonly question: PeerQuestion; readonly body: unknown };
-
-/** What a node wants done, strictly in this order: what follows a `persist` may only happen once it is on disk. */
-export type GossipEffect =
-  | { readonly type: "send-packet"; readonly to: SocketAddr; readonly bytes: Uint8Array }
-  | {
-      readonly type: "open-stream";
-      readonly stream: number;
-      readonly to: SocketAddr;
-      readonly timeoutMs: number;
-    }
-  | { readonly type: "write-stream"; readonly stream: number; readonly bytes: Uint8Array }
-  | { readonly type: "close-stream"; readonly stream: number }
-  | Extract<SwimEffect, { type: `member-${string}` | "join-result" | "join-done" }>
-  | Extract<NetworkDbEffect, { type: "row-changed" | "network-changed" | "network-in-sync" | "refused" }>
-  | { readonly type: "state"; readonly effect: Exclude<StateEffect, { type: "send-packet" | "send-stream" }> }
-  | Exclude<PeerCallEffect, { type: "send" }>
-  | { readonly type: "left" };
-
-export interface GossipNodeOptions {
-  /** Fresh at every start. */
-  readonly name: NodeName;
-  readonly facts: NodeFacts;
-  /** Where others reach us; `bytes` is how the address is announced. */
-  readonly address: { readonly socket: SocketAddr; readonly bytes: Uint8Array };
-  /**
-   * Whose cluster this is: decides the delegate protocol versions we announce, which all members must share. Serf
-   * agents log NetworkDB messages as errors, so among them tables are between netagents only.
-   */
-  readonly compat: "docker" | "serf";
-  readonly sealing: Sealing;
-  readonly swim: SwimConfig;
-  readonly networkDb?: Partial<NetworkDbConfig>;
-  readonly state: Omit<StateOptions, "node" | "memberName" | "random">;
-  readonly random: Random;
-  /** 12 bytes never given before: AES-GCM breaks when a nonce repeats under one key. */
-  readonly nonce: () => Uint8Array;
-}
-
-interface AcceptedStream {
-  readonly kind: "accepted";
-  readonly from: SocketAddr;
-  readonly decoder: StreamDecoder;
-  readonly sealing: Sealing;
-  /** Its push/pull came with tables, so the answer may have some, too. */
-  speaksTables: boolean;
-  /** It came with a greeting and gets one; the name, when the requester alone was in it. */
-  greets?: { readonly name: NodeName | undefined };
-}
-
-type Stream =
-  | AcceptedStream
-  | {
-      readonly kind: "push-pull";
-      readonly exchange: number;
-      readonly request: Uint8Array;
-      readonly decoder: StreamDecoder;
-    }
-  | {
-      readonly kind: "ping";
-      readonly ping: number;
-      readonly request: Uint8Array;
-      readonly decoder: StreamDecoder;
-    }
-  | {
-      readonly kind: "user";
-      readonly to: NodeName;
-      readonly address: SocketAddr;
-      readonly request: Uint8Array;
-      readonly origin: UserOrigin;
-    };
-type UserOrigin = "networkdb" | "state" | "peer-call";
+/** Delegate protocol min, max, current. */
+const DELEGATE_VERSIONS = { docker: [0, 0, 0], serf: [2, 5, 4] } as const;
+/** How long a leave waits for NetworkDB's own goodbye before memberlist's. */
+const LEAVE_STEP_MS = 5_000;
+const NO_BYTES = new Uint8Array(0);
 
 interface UserState {
   readonly bytes: Uint8Array;
@@ -147,19 +38,6 @@ interface UserState {
   /** Whether we knew others than the peer before. */
   readonly company: boolean;
 }
-
-/** Accepted and dialled streams at one time; more are closed at once. memberlist answers 127 push/pulls at a time. */
-const MAX_STREAMS = 512;
-/** Delegate protocol min, max, current. */
-const DELEGATE_VERSIONS = { docker: [0, 0, 0], serf: [2, 5, 4] } as const;
-/** Facts of members swim has forgotten are swept when there are so many more than members: names are fresh at each start. */
-const MAX_STALE_PEERS = 256;
-/** How long a leave waits for NetworkDB's own goodbye before memberlist's. */
-const LEAVE_STEP_MS = 5_000;
-/** A compound's envelope and the user message's type byte; then tag and length of each part. */
-const TABLE_ROUND_OVERHEAD_BYTES = 16;
-const COMPOUND_PART_BYTES = 6;
-const NO_BYTES = new Uint8Array(0);
 
 /**
  * One member of the swarm: swim, networkdb and state behind one `handle()`. The only place where they meet, and the
@@ -175,9 +53,8 @@ export class GossipNode {
   readonly drops = new Map<string, number>();
   readonly #options: GossipNodeOptions;
   readonly #calls: PeerCalls;
-  readonly #peers = new Map<NodeName, NodeFacts>();
-  readonly #streams = new Map<number, Stream>();
-  readonly #deadlines = new Deadlines<number>();
+  readonly #peers: Netagents;
+  readonly #streams: Streams;
   /** User state that came with a push/pull, until swim says whether the exchange counts. */
   readonly #userStates = new Map<string, UserState>();
   /** Set while swim takes in a push/pull: members met by it are greeted, or are not. */
@@ -188,11 +65,8 @@ export class GossipNode {
   readonly #serf: AmongSerf | undefined;
   /** When memberlist's goodbye follows serf's. */
   #swimLeaveAt: Instant | undefined;
-  /** Among serf agents: rounds of NetworkDB's cluster events, which elsewhere ride with swim's gossip. */
-  #tableRoundAt: Instant | undefined;
-  #lastTableRound: Instant | undefined;
+  readonly #tableRounds: TableRounds | undefined;
   #sealing: Sealing;
-  #nextStream = 2;
   #leaving: { readonly timeoutMs: number } | undefined;
   #effects: GossipEffect[] = [];
 
@@ -232,13 +106,31 @@ export class GossipNode {
       userBroadcasts: this.#serf ?? this.networkDb.clusterBroadcasts,
       packetOverhead: packetOverhead(options.sealing),
     });
+    this.#peers = new Netagents(this.swim);
+    this.#tableRounds =
+      this.#serf === undefined
+        ? undefined
+        : new TableRounds({
+            broadcasts: this.networkDb.clusterBroadcasts,
+            swim: options.swim,
+            random: options.random,
+            hearers: () => this.#peers.living(),
+          });
+    this.#streams = new Streams({
+      tcpTimeoutMs: options.swim.tcpTimeoutMs,
+      sealing: () => this.#sealing,
+      nonce: options.nonce,
+      emit: (effect) => void this.#effects.push(effect),
+      dropped: (error) => this.#dropped(error, "stream"),
+      count: (reason) => this.#count(reason),
+    });
   }
 
   handle(input: GossipInput, now: Instant): GossipEffect[] {
     this.#effects = [];
     this.#answer = undefined;
     this.#dispatch(input, now);
-    if (this.#serf !== undefined) this.#armTableRound(now);
+    this.#tableRounds?.notice(now);
     return this.#effects;
   }
 
@@ -249,9 +141,9 @@ export class GossipNode {
       this.networkDb.nextWakeup(),
       this.state.nextWakeup(),
       this.#calls.nextWakeup(),
-      this.#deadlines.earliest(),
+      this.#streams.nextWakeup(),
       this.#swimLeaveAt,
-      this.#tableRoundAt,
+      this.#tableRounds?.nextWakeup(),
     );
   }
 
@@ -279,13 +171,13 @@ export class GossipNode {
       case "packet":
         return this.#packet(input.from, input.bytes, now);
       case "stream-accepted":
-        return this.#accept(input.stream, input.from, now);
+        return this.#streams.accept(input.stream, input.from, now);
       case "stream-opened":
-        return this.#opened(input.stream);
+        return this.#streams.opened(input.stream);
       case "stream-data":
-        return this.#read(input.stream, input.bytes, now);
+        return this.#stream(this.#streams.read(input.stream, input.bytes), now);
       case "stream-closed":
-        return this.#closed(input.stream, input.error, now);
+        return this.#stream(this.#streams.closed(input.stream, input.error), now);
       case "swim":
         return this.#swim(input.input, now);
       case "networkdb":
@@ -316,11 +208,9 @@ export class GossipNode {
     if (due(this.networkDb.nextWakeup())) this.#networkDb({ type: "wake" }, now);
     if (due(this.state.nextWakeup())) this.#state({ type: "wake" }, now);
     this.#peerCall(this.#calls.wake(now), now);
-    for (const stream of this.#deadlines.takeDue(now)) {
-      this.#effects.push({ type: "close-stream", stream });
-      this.#closed(stream, { code: "ETIMEDOUT", message: "no answer in time" }, now);
-    }
-    if (due(this.#tableRoundAt)) this.#tableRound(now);
+    for (const event of this.#streams.wake(now)) this.#stream(event, now);
+    for (const { to, payload } of this.#tableRounds?.wake(now, packetOverhead(this.#sealing)) ?? [])
+      this.#sendUserPacket(to, payload, now);
     if (due(this.#swimLeaveAt)) this.#leaveSwim(now);
   }
 
@@ -358,86 +248,39 @@ export class GossipNode {
     }
   }
 
-  #accept(stream: number, from: SocketAddr, now: Instant): void {
-    if (this.#streams.size >= MAX_STREAMS) {
-      this.#count("stream: too many");
-      this.#effects.push({ type: "close-stream", stream });
-      return;
+  #stream(event: StreamEvent | undefined, now: Instant): void {
+    switch (event?.type) {
+      case "request":
+        return this.#request(event.stream, event.accepted, event.message, now);
+      case "answer":
+        return this.#answered(event.purpose, event.message, now);
+      case "failed":
+        return this.#failed(event.purpose, event.failure, now);
+      case "gone":
+        this.#userStates.delete(`stream ${event.stream}`);
+        return this.#swim({ type: "stream-gone", stream: event.stream }, now);
+      case undefined:
+        return;
+      default:
+        return unreachable(event);
     }
-    const sealing = this.#sealing;
-    this.#streams.set(stream, {
-      kind: "accepted",
-      from,
-      sealing,
-      decoder: new StreamDecoder(sealing, STREAM_LIMITS, "request"),
-      speaksTables: false,
-    });
-    this.#deadlines.set(stream, after(now, this.#options.swim.tcpTimeoutMs));
   }
 
-  #opened(stream: number): void {
-    const opened = this.#streams.get(stream);
-    if (opened === undefined || opened.kind === "accepted") return;
-    this.#effects.push({ type: "write-stream", stream, bytes: opened.request });
-    if (opened.kind !== "user") return;
-    // A user message has no answer: written and closed is all there is to know.
-    this.#forgetStream(stream);
-    this.#effects.push({ type: "close-stream", stream });
-  }
-
-  #read(stream: number, bytes: Uint8Array, now: Instant): void {
-    const reading = this.#streams.get(stream);
-    if (reading === undefined || reading.kind === "user") return;
-    let message: StreamMessage | undefined;
-    try {
-      message = reading.decoder.push(bytes);
-    } catch (error) {
-      this.#dropped(error, "stream");
-      if (reading.kind === "accepted") return this.#refuse(stream, reading.sealing, errorText(error));
-      this.#closeStream(stream);
-      return this.#failed(reading, { failure: "rejected", detail: refusalText(error) }, now);
-    }
-    if (message === undefined) return;
-    if (reading.kind === "accepted") {
-      reading.speaksTables = message.type === "push-pull" && speaksTables(message.userState);
-      return this.#request(stream, reading.from, message, now);
-    }
-    this.#closeStream(stream);
-    if (message.type === "error")
-      return this.#failed(reading, { failure: "rejected", detail: message.error }, now);
-    if (reading.kind === "push-pull" && message.type === "push-pull") {
-      const { exchange } = reading;
-      const { nodes } = message;
-      this.#meet(`exchange ${exchange}`, message.userState);
-      this.#swim({ type: "push-pull-reply", exchange, nodes }, now);
-      this.#meeting = undefined;
-      return;
-    }
-    if (reading.kind === "ping" && message.type === "ack") {
-      return this.#swim(
-        { type: "stream-ping-result", ping: reading.ping, result: { seqNo: message.seqNo } },
-        now,
-      );
-    }
-    this.#count("stream: unexpected answer");
-    this.#failed(reading, { failure: "rejected", detail: `unexpected ${message.type}` }, now);
-  }
-
-  #request(stream: number, from: SocketAddr, message: StreamMessage, now: Instant): void {
+  #request(stream: number, accepted: AcceptedStream, message: StreamMessage, now: Instant): void {
     switch (message.type) {
       case "ping":
-        return this.#swim({ type: "stream-ping", stream, from, ping: message }, now);
+        return this.#swim({ type: "stream-ping", stream, from: accepted.from, ping: message }, now);
       case "push-pull":
-        this.#pushPullRequest(stream, from, message, now);
-        return;
+        accepted.speaksTables = speaksTables(message.userState);
+        return this.#pushPullRequest(stream, accepted, message, now);
       case "user":
-        this.#closeStream(stream);
+        this.#streams.close(stream);
         if (message.payload.length > 0) this.#userMessage(message.payload, "stream", now);
         return;
       case "ack":
       case "error":
         this.#count("stream: unexpected request");
-        return this.#closeStream(stream);
+        return this.#streams.close(stream);
       default:
         return unreachable(message);
     }
@@ -445,17 +288,60 @@ export class GossipNode {
 
   #pushPullRequest(
     stream: number,
-    from: SocketAddr,
+    accepted: AcceptedStream,
     { join, nodes, userState }: PushPull,
     now: Instant,
   ): void {
-    const accepted = this.#streams.get(stream);
-    if (this.#meet(`stream ${stream}`, userState) && accepted?.kind === "accepted") {
-      const [only, ...others] = nodes;
-      accepted.greets = { name: others.length === 0 ? (only?.name as NodeName | undefined) : undefined };
+    if (this.#meet(`stream ${stream}`, userState)) {
+      const name = nodes.length <= 1 ? (nodes[0]?.name as NodeName | undefined) : undefined;
+      accepted.greets = { name };
     }
-    this.#swim({ type: "push-pull-request", stream, from, join, nodes }, now);
+    this.#swim({ type: "push-pull-request", stream, from: accepted.from, join, nodes }, now);
     this.#meeting = undefined;
+  }
+
+  #answered(purpose: Purpose, message: StreamMessage, now: Instant): void {
+    if (purpose.kind === "push-pull" && message.type === "push-pull") {
+      const { exchange } = purpose;
+      this.#meet(`exchange ${exchange}`, message.userState);
+      this.#swim({ type: "push-pull-reply", exchange, nodes: message.nodes }, now);
+      this.#meeting = undefined;
+    } else if (purpose.kind === "ping" && message.type === "ack") {
+      const result = { seqNo: message.seqNo };
+      this.#swim({ type: "stream-ping-result", ping: purpose.ping, result }, now);
+    }
+  }
+
+  #failed(purpose: Purpose, failure: StreamFailure, now: Instant): void {
+    switch (purpose.kind) {
+      case "push-pull":
+        return this.#swim({ type: "push-pull-failed", exchange: purpose.exchange, failure }, now);
+      case "ping":
+        return this.#swim({ type: "stream-ping-result", ping: purpose.ping, result: failure }, now);
+      case "user":
+        if (failure.failure === "refused")
+          this.#swim({ type: "peer-refused", address: purpose.address }, now);
+        return this.#undelivered(purpose.to, purpose.origin, now);
+      default:
+        return unreachable(purpose);
+    }
+  }
+
+  #undelivered(to: NodeName, origin: UserOrigin, now: Instant): void {
+    switch (origin) {
+      case "networkdb":
+        return this.#networkDb({ type: "stream-failed", to }, now);
+      case "state":
+        return this.#state({ type: "stream-failed", to }, now);
+      case "peer-call":
+        return this.#peerCall(this.#calls.streamFailed(to), now);
+      default:
+        return unreachable(origin);
+    }
+  }
+
+  #dial(to: SocketAddr, purpose: Purpose, message: StreamMessage, timeoutMs: number, now: Instant): void {
+    this.#stream(this.#streams.dial(to, purpose, message, timeoutMs, now), now);
   }
 
   /** Keeps the peer's user state until swim has merged its members. Whether there is a greeting in it. */
@@ -469,44 +355,6 @@ export class GossipNode {
     this.#userStates.set(key, { bytes, greeting, company: this.swim.aliveCount > 1 });
     this.#meeting = { greeted: greeting !== undefined };
     return greeting !== undefined;
-  }
-
-  #closed(
-    stream: number,
-    error: { readonly code: string; readonly message: string } | undefined,
-    now: Instant,
-  ): void {
-    const closed = this.#streams.get(stream);
-    if (closed === undefined) return;
-    this.#forgetStream(stream);
-    this.#failed(closed, streamFailure(error), now, stream);
-  }
-
-  /** What was asked on this stream will not be answered. */
-  #failed(stream: Stream, failure: StreamFailure, now: Instant, id = 0): void {
-    switch (stream.kind) {
-      case "accepted":
-        this.#userStates.delete(`stream ${id}`);
-        return this.#swim({ type: "stream-gone", stream: id }, now);
-      case "push-pull":
-        return this.#swim({ type: "push-pull-failed", exchange: stream.exchange, failure }, now);
-      case "ping":
-        return this.#swim({ type: "stream-ping-result", ping: stream.ping, result: failure }, now);
-      case "user":
-        if (failure.failure === "refused") this.#swim({ type: "peer-refused", address: stream.address }, now);
-        switch (stream.origin) {
-          case "networkdb":
-            return this.#networkDb({ type: "stream-failed", to: stream.to }, now);
-          case "state":
-            return this.#state({ type: "stream-failed", to: stream.to }, now);
-          case "peer-call":
-            return this.#peerCall(this.#calls.streamFailed(stream.to), now);
-          default:
-            return unreachable(stream.origin);
-        }
-      default:
-        return unreachable(stream);
-    }
   }
 
   #swim(input: SwimInput, now: Instant): void {
@@ -523,31 +371,20 @@ export class GossipNode {
         });
         return;
       case "push-pull": {
-        const tables = this.#serf === undefined || this.#isNetagent(effect.to);
-        const message = this.#pushPull(effect.join, tables, tables && effect.join, now);
-        const request = this.#encodeStream(message, "request", this.#sealing);
-        const decoder = new StreamDecoder(this.#sealing, STREAM_LIMITS, "reply");
-        this.#dial(
-          effect.to,
-          { kind: "push-pull", exchange: effect.exchange, request, decoder },
-          effect.timeoutMs,
-          now,
-        );
-        return;
+        const { to, exchange, join, timeoutMs } = effect;
+        const tables = this.#serf === undefined || this.#peers.anyAt(to);
+        const message = this.#pushPull(join, tables, tables && join, now);
+        return this.#dial(to, { kind: "push-pull", exchange }, message, timeoutMs, now);
       }
       case "abandon-exchange":
-        for (const [id, stream] of this.#streams) {
-          if (stream.kind === "push-pull" && stream.exchange === effect.exchange) this.#closeStream(id);
-        }
-        return;
+        return this.#streams.abandon(effect.exchange);
       case "push-pull-answer": {
-        const stream = this.#streams.get(effect.stream);
-        if (stream?.kind !== "accepted") return;
-        const bytes = this.#answerOf(effect.join, stream, now);
-        this.#effects.push({ type: "write-stream", stream: effect.stream, bytes });
-        const name = stream.greets?.name;
+        const accepted = this.#streams.accepted(effect.stream);
+        if (accepted === undefined) return;
+        this.#streams.replyPlain(effect.stream, this.#answerOf(effect.join, accepted, now));
+        const name = accepted.greets?.name;
         if (name !== undefined) this.#state({ type: "greeted", name }, now);
-        return this.#closeStream(effect.stream);
+        return;
       }
       case "push-pull-merged": {
         const key =
@@ -562,35 +399,17 @@ export class GossipNode {
           return;
         }
         this.#count("push/pull refused");
-        if ("stream" in effect.source) {
-          const stream = this.#streams.get(effect.source.stream);
-          if (stream?.kind === "accepted") this.#refuse(effect.source.stream, stream.sealing, effect.refused);
-        }
+        if ("stream" in effect.source) this.#streams.refuse(effect.source.stream, effect.refused);
         return;
       }
       case "stream-ping": {
-        const request = this.#encodeStream(effect.message, "request", this.#sealing);
-        const decoder = new StreamDecoder(this.#sealing, STREAM_LIMITS, "reply");
-        return this.#dial(
-          effect.to,
-          { kind: "ping", ping: effect.ping, request, decoder },
-          effect.timeoutMs,
-          now,
-        );
+        const { to, ping, message, timeoutMs } = effect;
+        return this.#dial(to, { kind: "ping", ping }, message, timeoutMs, now);
       }
-      case "stream-ack": {
-        const stream = this.#streams.get(effect.stream);
-        if (stream?.kind !== "accepted") return;
-        const bytes = this.#encodeStream(
-          { type: "ack", seqNo: effect.seqNo, payload: NO_BYTES },
-          "reply",
-          stream.sealing,
-        );
-        this.#effects.push({ type: "write-stream", stream: effect.stream, bytes });
-        return this.#closeStream(effect.stream);
-      }
+      case "stream-ack":
+        return this.#streams.reply(effect.stream, { type: "ack", seqNo: effect.seqNo, payload: NO_BYTES });
       case "close-stream":
-        return this.#closeStream(effect.stream);
+        return this.#streams.close(effect.stream);
       case "member-joined":
       case "member-updated":
         this.#learn(effect.member, effect.type === "member-joined", now);
@@ -648,17 +467,11 @@ export class GossipNode {
       return;
     }
     this.#peers.set(name, facts);
-    this.#sweepPeers();
     if (facts.capabilities.includes("state")) {
       const compare = this.#meeting === undefined ? this.#serf !== undefined : !this.#meeting.greeted;
       this.#state({ type: "member-joined", name, id: facts.id, shown: facts.name, compare }, now);
     }
     if (news && this.#serf !== undefined) this.#introduceTo(name, member.address, now);
-  }
-
-  #sweepPeers(): void {
-    if (this.#peers.size <= this.swim.size + MAX_STALE_PEERS) return;
-    for (const name of this.#peers.keys()) if (this.swim.member(name) === undefined) this.#peers.delete(name);
   }
 
   #networkDb(input: NetworkDbInput, now: Instant): void {
@@ -722,8 +535,8 @@ export class GossipNode {
     origin: UserOrigin,
     now: Instant,
   ): void {
-    const request = this.#encodeStream({ type: "user", payload }, "request", this.#sealing);
-    this.#dial(address, { kind: "user", to, address, request, origin }, this.#options.swim.tcpTimeoutMs, now);
+    const { tcpTimeoutMs } = this.#options.swim;
+    this.#dial(address, { kind: "user", to, address, origin }, { type: "user", payload }, tcpTimeoutMs, now);
   }
 
   /** Serf's goodbye, where there is serf, comes before memberlist's. */
@@ -748,66 +561,6 @@ export class GossipNode {
     if (payload !== undefined) this.#sendUserStream(name, address, payload, "networkdb", now);
   }
 
-  #armTableRound(now: Instant): void {
-    if (this.#tableRoundAt !== undefined || this.networkDb.clusterBroadcasts.length === 0) return;
-    if (this.#livingNetagents().length === 0) return;
-    const { gossipDelayMs, busyGossipIntervalMs } = this.#options.swim;
-    const soon = after(now, gossipDelayMs);
-    const paced =
-      this.#lastTableRound === undefined ? soon : after(this.#lastTableRound, busyGossipIntervalMs);
-    this.#tableRoundAt = soon > paced ? soon : paced;
-  }
-
-  /** Swim's own gossip round, for NetworkDB's cluster events and to netagents only. */
-  #tableRound(now: Instant): void {
-    this.#tableRoundAt = undefined;
-    this.#lastTableRound = now;
-    const { random, swim } = this.#options;
-    const budget = swim.udpBufferBytes - packetOverhead(this.#sealing) - TABLE_ROUND_OVERHEAD_BYTES;
-    for (const name of sample(random, this.#livingNetagents(), swim.gossipNodes)) {
-      const parts = this.networkDb.clusterBroadcasts.take(budget, COMPOUND_PART_BYTES);
-      const [only] = parts;
-      if (only === undefined) return;
-      const payload = parts.length === 1 ? only : encodeNetworkDbMessage({ type: "compound", parts });
-      this.#sendUserPacket(name, payload, now);
-    }
-  }
-
-  #livingNetagents(): NodeName[] {
-    const names: NodeName[] = [];
-    for (const name of this.#peers.keys()) if (this.swim.member(name)?.state === "alive") names.push(name);
-    return names;
-  }
-
-  #dial(to: SocketAddr, stream: Stream, timeoutMs: number, now: Instant): void {
-    if (this.#streams.size >= MAX_STREAMS) {
-      this.#count("stream: too many");
-      return this.#failed(stream, { failure: "cancelled", detail: "too many streams" }, now);
-    }
-    const id = this.#nextStream;
-    this.#nextStream += 2;
-    this.#streams.set(id, stream);
-    this.#deadlines.set(id, after(now, timeoutMs));
-    this.#effects.push({ type: "open-stream", stream: id, to, timeoutMs });
-  }
-
-  #closeStream(stream: number): void {
-    if (!this.#streams.has(stream)) return;
-    this.#forgetStream(stream);
-    this.#effects.push({ type: "close-stream", stream });
-  }
-
-  #forgetStream(stream: number): void {
-    this.#streams.delete(stream);
-    this.#deadlines.delete(stream);
-  }
-
-  #refuse(stream: number, sealing: Sealing, reason: string): void {
-    const bytes = this.#encodeStream({ type: "error", error: reason }, "reply", sealing);
-    this.#effects.push({ type: "write-stream", stream, bytes });
-    this.#closeStream(stream);
-  }
-
   #pushPull(join: boolean, tables: boolean, greet: boolean, now: Instant): StreamMessage {
     const greeting = greet ? this.state.greeting(now) : undefined;
     let userState = tables ? this.networkDb.localState(join) : NO_BYTES;
@@ -815,23 +568,15 @@ export class GossipNode {
     return { type: "push-pull", join, nodes: this.swim.snapshot(), userState };
   }
 
-  #answerOf(join: boolean, { speaksTables, greets, sealing }: AcceptedStream, now: Instant): Uint8Array {
+  /** Encoded but for its envelopes. */
+  #answerOf(join: boolean, { speaksTables, greets }: AcceptedStream, now: Instant): Uint8Array {
     const tables = this.#serf === undefined || speaksTables;
     const key = `${join} ${tables} ${greets !== undefined}`;
     if (this.#answer?.key !== key) {
       const message = this.#pushPull(join, tables, greets !== undefined, now);
       this.#answer = { key, plain: encodeStreamPayload(message, true) };
     }
-    const nonce = sealsOutgoing(sealing) ? { nonce: this.#options.nonce() } : {};
-    return encodeStreamEnvelopes(this.#answer.plain, { sealing, direction: "reply", ...nonce });
-  }
-
-  #isNetagent({ ip, port }: SocketAddr): boolean {
-    for (const name of this.#peers.keys()) {
-      const address = this.swim.member(name)?.address;
-      if (address?.ip === ip && address.port === port) return true;
-    }
-    return false;
+    return this.#answer.plain;
   }
 
   #hearSerf(hear: () => void): void {
@@ -857,11 +602,6 @@ export class GossipNode {
     });
   }
 
-  #encodeStream(message: StreamMessage, direction: "request" | "reply", sealing: Sealing): Uint8Array {
-    const nonce = sealsOutgoing(sealing) ? { nonce: this.#options.nonce() } : {};
-    return encodeStream(message, { sealing, compress: true, direction, ...nonce });
-  }
-
   #dropped(error: unknown, what: string): void {
     if (!(error instanceof DecodeError)) throw error;
     this.#count(`${what}: ${error.format}`);
@@ -876,29 +616,4 @@ export class GossipNode {
 /** NetworkDB's user state is a protobuf message, whose first field is tagged 08; serf's begins with its type, 2. */
 function speaksTables(userState: Uint8Array): boolean {
   return userState[0] === 0x08;
-}
-
-/** What an answer that cannot be read means to the operator who wanted to join there. */
-function refusalText(error: unknown): string {
-  if (!(error instanceof KeyMismatch)) return errorText(error);
-  switch (error.mismatch) {
-    case "other-key":
-      return "its gossip key is another one (every node needs the same gossip key)";
-    case "no-key":
-      return "its gossip is encrypted and ours is not (start with its gossip key)";
-    case "not-sealed":
-      return "its gossip is not encrypted and ours is (every node needs the same gossip key)";
-    default:
-      return unreachable(error.mismatch);
-  }
-}
-
-function streamFailure(
-  error: { readonly code: string; readonly message: string } | undefined,
-): StreamFailure {
-  if (error === undefined)
-    return { failure: "broken", detail: "the peer closed the connection without an answer" };
-  const failure =
-    error.code === "ECONNREFUSED" ? "refused" : error.code === "ETIMEDOUT" ? "timeout" : "broken";
-  return { failure, detail: error.message };
 }

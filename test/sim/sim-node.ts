@@ -1,6 +1,6 @@
 import type { SocketAddr } from "../../src/base/ip.ts";
 import type { Instant } from "../../src/base/time.ts";
-import type { GossipInput } from "../../src/cluster/gossip-node.ts";
+import type { GossipInput } from "../../src/cluster/boundary.ts";
 import type { MemberEvent } from "../../src/swim/boundary.ts";
 import type { Member } from "../../src/swim/member.ts";
 
