@@ -22,7 +22,9 @@ export interface Subject {
 /** A broadcast about `subject`. */
 export interface Rumor extends Broadcast {
   readonly subject: Subject;
-  readonly claim: Claim;
+  /** What it says. Not the claim itself, which may hold on to the whole packet it came in. */
+  readonly about: Claim["type"];
+  readonly incarnation: number;
   /** Places that told us the same; not kept in large clusters, where they are hardly met again. */
   knownAt: readonly string[] | undefined;
   /** Sends saved by that so far: made up for, but only so often, as in a small cluster everybody may know. */
@@ -118,7 +120,8 @@ export class BroadcastQueue {
     const known = this.#large() ? undefined : knownAt;
     const rumor = {
       subject,
-      claim,
+      about: claim.type,
+      incarnation: claim.incarnation,
       payload,
       knownAt: known,
       saved: 0,
@@ -140,7 +143,7 @@ export class BroadcastQueue {
     const { rumor } = subject;
     if (rumor === undefined) return;
     if (this.#large()) subject.heard++;
-    else if (rumor.claim.type !== claim.type || rumor.claim.incarnation !== claim.incarnation) return;
+    else if (rumor.about !== claim.type || rumor.incarnation !== claim.incarnation) return;
     else if (rumor.knownAt === undefined) rumor.knownAt = [place];
     else if (rumor.knownAt.length < MAX_KNOWN_AT && !rumor.knownAt.includes(place)) {
       rumor.knownAt = [...rumor.knownAt, place];

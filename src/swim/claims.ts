@@ -11,7 +11,9 @@ import { confirmations, suspicionTerms, type Suspicions, type SuspicionTerms } f
 /** What became of an alive claim. */
 export type AliveOutcome =
   | "accepted"
-  /** An incarnation we have had, or about ourselves and true. */
+  /** What we know of a living member, or an older incarnation of it. */
+  | "known"
+  /** An incarnation we have had of one that does not live, or about ourselves and true. */
   | "stale"
   /** About us and wrong: a higher incarnation of ours is on its way. */
   | "refuted"
@@ -90,9 +92,10 @@ export class Claims {
       claim.incarnation <= member.incarnation &&
       member.isAt(claim.addr, port)
     ) {
-      if (via.place !== undefined && member.state === "alive" && claim.incarnation === member.incarnation)
+      if (member.state !== "alive") return "stale";
+      if (via.place !== undefined && claim.incarnation === member.incarnation)
         context.queue.heardAgain(member, claim, via.place);
-      return "stale";
+      return "known";
     }
     if (!this.#acceptable(claim, via)) {
       context.count("claims.refused");
@@ -235,7 +238,7 @@ export class Claims {
     const sameMeta = bytesEqual(oldMeta, claim.meta);
     const moved = !member.isAt(claim.addr, port);
     if (!sameMeta || moved || !sameVersions(member, claim)) {
-      member.identity = this.#identity(claim, port, member);
+      context.members.describe(member, this.#identity(claim, port, member));
     }
     member.incarnation = claim.incarnation;
     if (before !== "alive") context.members.become(member, "alive", now);

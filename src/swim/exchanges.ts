@@ -151,7 +151,7 @@ export class Exchanges {
    */
   newcomer(name: string, now: Instant): void {
     const { config, random } = this.#context;
-    this.#missed([name]);
+    this.#missed([{ name }]);
     const joined = this.#joinedAt !== undefined && now - this.#joinedAt < STORM_MS;
     if (++this.#newcomers < (joined ? 1 : STORM) || config.reconnectIntervalMs === 0) return;
     if (this.#newcomers === STORM) this.#context.joinStorm = true;
@@ -202,12 +202,13 @@ export class Exchanges {
     this.#exchanges.delete(id);
     const { address, join } = exchange;
     const place = formatSocketAddr(address);
-    const refused = versionConflict(this.#context.members, nodes);
+    const refused = this.#versionConflict(nodes);
     let disputed: readonly Disputed[] = [];
     if (refused === undefined) {
       this.#firstExchange(now);
       const before = this.#context.members.alive;
-      const quiet = exchange.fresh && this.#wasBatched(nodes) && this.#allListed(nodes);
+      const quiet =
+        exchange.fresh && this.#wasBatched(nodes) && this.#context.members.aliveBeside(nodes).length === 0;
       const via: Via = { place, quiet, knownAt: this.#islanders(nodes) };
       // Who joined with us has us in its answer, and the peer tells the others.
       if (quiet) {
@@ -244,14 +245,14 @@ export class Exchanges {
     nodes: readonly PushPullNode[],
     now: Instant,
   ): { readonly disputed: readonly Disputed[]; readonly requester: MemberRecord | undefined } {
-    const refused = versionConflict(this.#context.members, nodes);
+    const refused = this.#versionConflict(nodes);
     let disputed: readonly Disputed[] = [];
     let requester: MemberRecord | undefined;
     if (refused === undefined) {
       this.#firstExchange(now);
       const only = nodes.length === 1 ? nodes[0] : undefined;
       disputed = mergeNodes(this.#context, this.#claims, nodes, { knownAt: this.#islanders(nodes) }, now);
-      this.#missed(nodes.map(({ name }) => name));
+      this.#missed(nodes);
       const named = only === undefined ? undefined : this.#context.members.get(only.name);
       requester = named?.address.ip === from.ip ? named : undefined;
     }
@@ -360,20 +361,18 @@ export class Exchanges {
     return config.joinBatchMs > 0 && nodes.some(listsUs);
   }
 
-  /** Nobody joined through us meanwhile who would miss what this answer tells. */
-  #allListed(nodes: readonly PushPullNode[]): boolean {
-    const listed = new Set(nodes.map((node) => node.name));
-    for (const member of this.#context.members) {
-      if (member.state === "alive" && !listed.has(member.name)) return false;
+  /** A join under way has not told its seed of these. */
+  #missed(those: readonly { readonly name: string }[]): void {
+    for (const { purpose, meanwhile } of this.#exchanges.values()) {
+      if (purpose === "join") for (const { name } of those.slice(0, MAX_PLACES)) meanwhile.add(name);
     }
-    return true;
   }
 
-  /** A join under way has not told its seed of these. */
-  #missed(names: readonly string[]): void {
-    for (const { purpose, meanwhile } of this.#exchanges.values()) {
-      if (purpose === "join") for (const name of names.slice(0, MAX_PLACES)) meanwhile.add(name);
-    }
+  /** By the versions alone, and only if those conflict by everybody who speaks them: exchanges come in thousands. */
+  #versionConflict(nodes: readonly PushPullNode[]): string | undefined {
+    const { members } = this.#context;
+    const conflict = versionConflict(members.voices(), nodes);
+    return conflict === undefined ? undefined : versionConflict(members, nodes);
   }
 
   /** Where those are whom we did not know: they know each other, so that none needs to be told of another. */
@@ -396,10 +395,8 @@ export class Exchanges {
     const join = this.#joins.get(request ?? 0);
     if (join === undefined || (join.joined === 0 && meanwhile.size === 0)) return;
     const { members, self, queue } = this.#context;
-    const listed = new Set(nodes.map((node) => node.name));
-    for (const member of members) {
-      if (member.state !== "alive" || member === self || listed.has(member.name)) continue;
-      if (join.joined === 0 && !meanwhile.has(member.name)) continue;
+    for (const member of members.aliveBeside(nodes)) {
+      if (member === self || (join.joined === 0 && !meanwhile.has(member.name))) continue;
       const claim = aliveClaim(member);
       queue.queue(member, claim, this.#context.encode(claim), undefined);
     }

@@ -146,6 +146,8 @@ export class MemberTable {
   readonly #byNumber: (MemberRecord | undefined)[] = [];
   readonly #order: MemberRecord[] = [];
   readonly #random: Random;
+  /** By the versions themselves, as a number. */
+  readonly #voices = new Map<number, Voices>();
   #alive = 0;
   #present = 0;
   #turn = 0;
@@ -179,8 +181,29 @@ export class MemberTable {
     return this.#order[index];
   }
 
+  /** One for each set of versions that is spoken, alive if any of its speakers is. */
+  voices(): { readonly name: string; readonly state: MemberState; readonly vsn: Uint8Array }[] {
+    return [...this.#voices.values()].map(({ vsn, alive }) => ({
+      name: "",
+      state: alive > 0 ? "alive" : "dead",
+      vsn,
+    }));
+  }
+
   [Symbol.iterator](): Iterator<MemberRecord> {
     return this.#order.values();
+  }
+
+  /** Members in state alive that `listed` lacks. */
+  aliveBeside(listed: readonly { readonly name: string }[]): MemberRecord[] {
+    const seen = new Uint8Array(this.#byNumber.length);
+    for (const { name } of listed) {
+      const number = this.#numbers.get(name);
+      if (number !== undefined && number < seen.length) seen[number] = 1;
+    }
+    return this.#byNumber.filter(
+      (member, number): member is MemberRecord => member?.state === "alive" && seen[number] === 0,
+    );
   }
 
   /** Puts it at a random place, so that no joining order shows in the probing order. */
@@ -191,6 +214,13 @@ export class MemberTable {
     this.#tally(member, 1);
     const last = this.#order.push(member) - 1;
     this.#swap(last, randomInt(this.#random, this.#order.length));
+  }
+
+  /** What it says about itself from now on. */
+  describe(member: MemberRecord, identity: Identity): void {
+    this.#tally(member, -1);
+    member.identity = identity;
+    this.#tally(member, 1);
   }
 
   become(member: MemberRecord, state: MemberState, now: Instant): void {
@@ -254,8 +284,17 @@ export class MemberTable {
   }
 
   #tally(member: MemberRecord, by: 1 | -1): void {
-    if (member.state === "alive") this.#alive += by;
+    const { vsn } = member.identity;
+    const key = versionsKey(vsn);
+    let voices = this.#voices.get(key);
+    if (voices === undefined) this.#voices.set(key, (voices = { vsn, count: 0, alive: 0 }));
+    voices.count += by;
+    if (member.state === "alive") {
+      this.#alive += by;
+      voices.alive += by;
+    }
     if (member.present) this.#present += by;
+    if (voices.count === 0) this.#voices.delete(key);
   }
 
   #swap(i: number, j: number): void {
@@ -265,6 +304,21 @@ export class MemberTable {
     this.#order[i] = b;
     this.#order[j] = a;
   }
+}
+
+/** Members that speak the same versions. */
+interface Voices {
+  readonly vsn: Uint8Array;
+  count: number;
+  alive: number;
+}
+
+/** Six bytes as one number; −1 for a member that never said. */
+function versionsKey(vsn: Uint8Array): number {
+  if (vsn.length < 6) return -1;
+  let key = 0;
+  for (let i = 0; i < 6; i++) key = key * 256 + (vsn[i] ?? 0);
+  return key;
 }
 
 /** Whether its packets may carry a checksum. */

@@ -19,18 +19,21 @@ export function snapshotOf(members: MemberTable): PushPullNode[] {
  * member has to speak a version that all living ones understand.
  */
 export function versionConflict(local: Iterable<Voice>, remote: readonly Voice[]): string | undefined {
-  const all = [...local, ...remote];
   const range = { protocol: { low: 0, high: 255 }, delegate: { low: 0, high: 255 } };
-  for (const { state, vsn } of all) {
-    if (state !== "alive" || vsn.length < 6) continue;
-    narrow(range.protocol, vsn[0], vsn[1]);
-    narrow(range.delegate, vsn[3], vsn[4]);
+  for (const voices of [local, remote]) {
+    for (const { state, vsn } of voices) {
+      if (state !== "alive" || vsn.length < 6) continue;
+      narrow(range.protocol, vsn[0], vsn[1]);
+      narrow(range.delegate, vsn[3], vsn[4]);
+    }
   }
-  for (const { name, vsn } of all) {
-    const protocol = outside(range.protocol, vsn[2]);
-    if (protocol !== undefined) return `'${name}' speaks protocol ${protocol}`;
-    const delegate = outside(range.delegate, vsn[5]);
-    if (delegate !== undefined) return `'${name}' speaks application protocol ${delegate}`;
+  for (const voices of [local, remote]) {
+    for (const { name, vsn } of voices) {
+      const protocol = outside(range.protocol, vsn[2]);
+      if (protocol !== undefined) return `'${name}' speaks protocol ${protocol}`;
+      const delegate = outside(range.delegate, vsn[5]);
+      if (delegate !== undefined) return `'${name}' speaks application protocol ${delegate}`;
+    }
   }
   return undefined;
 }

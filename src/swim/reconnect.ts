@@ -78,10 +78,6 @@ export class Reconnector {
     const { config } = this.#context;
     if (config.reconnectIntervalMs === 0) return;
     const { identity, incarnation } = member;
-    // It restarted under another name: that one would log every ping for the old name, for as long as we remember it.
-    for (const other of this.#context.members) {
-      if (other.state === "alive" && other !== member && other.identity.place === identity.place) return;
-    }
     this.#departed.delete(identity.place);
     if (this.#departed.size >= config.maxDeparted) this.#forgetOldest();
     this.#departed.set(identity.place, { identity, incarnation, diedAt: now });
@@ -133,6 +129,8 @@ export class Reconnector {
       this.#departed.delete(place);
       const listed = members.get(departed.identity.name);
       if (listed?.present === true || now - departed.diedAt > config.reconnectForgetMs) return;
+      // It restarted under another name: that one would log every ping for the old name, for as long as we remember it.
+      if (this.#aliveAt(place) !== undefined) return;
       this.#departed.set(place, departed);
       this.#ping(departed, listed);
       return;
@@ -162,12 +160,17 @@ export class Reconnector {
     const { members } = this.#context;
     const last = members.get(this.#seen.get(place) ?? "");
     if (last?.state === "alive" && last.identity.place === place) return true;
-    for (const member of members) {
-      if (member.state !== "alive" || member.identity.place !== place) continue;
-      this.#seen.set(place, member.name);
-      return true;
+    const found = this.#aliveAt(place);
+    if (found !== undefined) this.#seen.set(place, found.name);
+    return found !== undefined;
+  }
+
+  /** Looks through all members: for what happens a few times a second. */
+  #aliveAt(place: string): MemberRecord | undefined {
+    for (const member of this.#context.members) {
+      if (member.state === "alive" && member.identity.place === place) return member;
     }
-    return false;
+    return undefined;
   }
 
   #awaitedPing(place: string, name: string): Ping {

@@ -38,6 +38,12 @@ interface StreamPing {
 export class StreamPings {
   readonly #context: Context;
   readonly #running = new Map<number, StreamPing>();
+  /** The same by whom it is for: one each. */
+  readonly #byTarget = {
+    probe: new Map<string, number>(),
+    verify: new Map<string, number>(),
+    move: new Map<string, number>(),
+  };
   readonly #secondLooks = new Deadlines<number>();
   /** Names that refused; true = and were alive. Bounded by maxPending: the oldest give way. */
   readonly #refusers = new Map<string, boolean>();
@@ -51,16 +57,17 @@ export class StreamPings {
     const { config } = this.#context;
     if (!config.tcpPing || target.protocolMax < PROTOCOL_STREAM_PING) return;
     if (this.#running.size >= config.maxPending) return;
+    this.cancel(owner, target.name);
     const id = this.#nextId++;
     const { place } = target.identity;
     this.#running.set(id, { owner, target, place, seqNo, endsAt, refused: false });
+    this.#byTarget[owner].set(target.name, id);
     this.#dial(id, now);
   }
 
   cancel(owner: StreamPingOwner, name: string): void {
-    for (const [id, ping] of this.#running) {
-      if (ping.owner === owner && ping.target.name === name) this.#end(id);
-    }
+    const id = this.#byTarget[owner].get(name);
+    if (id !== undefined) this.#end(id);
   }
 
   /** Undefined: unknown, cancelled, or a second look is to come. */
@@ -118,6 +125,8 @@ export class StreamPings {
   }
 
   #end(id: number): void {
+    const ping = this.#running.get(id);
+    if (ping !== undefined) this.#byTarget[ping.owner].delete(ping.target.name);
     this.#running.delete(id);
     this.#secondLooks.delete(id);
   }

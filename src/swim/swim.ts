@@ -79,6 +79,8 @@ export class Swim {
   /** When this node should have been woken next, as of the last step. */
   #expectedAt: Instant | undefined;
   #lastStallAt: Instant | undefined;
+  /** Made once per step: a batch of joins gets one answer. */
+  #snapshot: readonly PushPullNode[] | undefined;
 
   /** @throws an invariant error on metadata above 512 bytes; DecodeError on an address of another length. */
   constructor(options: SwimOptions) {
@@ -118,6 +120,7 @@ export class Swim {
   }
 
   handle(input: SwimInput, now: Instant): SwimEffect[] {
+    this.#snapshot = undefined;
     this.#noticeStall(now);
     switch (input.type) {
       case "start":
@@ -226,8 +229,9 @@ export class Swim {
   }
 
   /** The member list for a push/pull, in whatever state each is. */
-  snapshot(): PushPullNode[] {
-    return snapshotOf(this.#context.members);
+  snapshot(): readonly PushPullNode[] {
+    this.#snapshot ??= snapshotOf(this.#context.members);
+    return this.#snapshot;
   }
 
   /** Smoothed round trip to a member, once measured. */
@@ -347,9 +351,10 @@ export class Swim {
     const outcome = this.#claims.alive(claim, now, via);
     if (members.alive > before) this.#exchanges.newcomer(claim.node, now);
     if (outcome === "conflict") this.#verdicts.disputed([{ claim, outcome }], now);
+    if (outcome !== "stale") return;
     const member = members.get(claim.node);
     // A dead one that restarted below its old incarnation speaks for itself.
-    if (outcome === "stale" && member?.state === "dead" && member.identity.place === via.place) {
+    if (member?.state === "dead" && member.identity.place === via.place) {
       this.#answers.heardFrom(claim.node, member.identity.place, now);
     }
   }

@@ -1,3 +1,4 @@
+import { bytesEqual } from "../../src/base/bytes.ts";
 import { Deadlines } from "../../src/base/deadlines.ts";
 import { DecodeError } from "../../src/base/error.ts";
 import type { SocketAddr } from "../../src/base/ip.ts";
@@ -5,7 +6,12 @@ import { after, earlier, type Instant } from "../../src/base/time.ts";
 import type { StreamFailure, SwimEffect, SwimInput } from "../../src/swim/boundary.ts";
 import type { Member } from "../../src/swim/member.ts";
 import { Swim, type SwimOptions } from "../../src/swim/swim.ts";
-import { decodeMessage, encodeMessage, type MemberlistMessage } from "../../src/wire/memberlist/message.ts";
+import {
+  decodeMessage,
+  encodeMessage,
+  type Alive,
+  type MemberlistMessage,
+} from "../../src/wire/memberlist/message.ts";
 import { decodePacket, encodePacket } from "../../src/wire/memberlist/packet.ts";
 import { UNSEALED } from "../../src/wire/memberlist/seal.ts";
 import {
@@ -51,6 +57,9 @@ class KnownBytes extends Uint8Array {
   message: MemberlistMessage | undefined;
 }
 
+/** And the message that remembers its bytes: passed on, it is not encoded again. */
+type KnownMessage = MemberlistMessage & { bytes: KnownBytes };
+
 interface Parts extends Payload {
   readonly parts: readonly Uint8Array[];
 }
@@ -61,20 +70,29 @@ interface Whole extends Payload {
 
 /** Messages are handed over as they are, encoded once per content: for thousands of nodes. Lengths are uncompressed. */
 export function byReference(): Carrier {
-  const bytesOf = new WeakMap<MemberlistMessage, KnownBytes>();
+  /** What was said of each name: everybody who learns it from a member list passes on the same. */
+  const alive = new Map<string, { readonly claim: Alive; readonly bytes: KnownBytes }[]>();
+  const known = (message: MemberlistMessage): KnownBytes => {
+    const bytes = new KnownBytes(encodeMessage(message));
+    const remembering: KnownMessage = { ...message, bytes };
+    bytes.message = remembering;
+    return bytes;
+  };
+  const knownAlive = (claim: Alive): KnownBytes => {
+    let claims = alive.get(claim.node);
+    if (claims === undefined) alive.set(claim.node, (claims = []));
+    for (const said of claims) if (sameClaim(said.claim, claim)) return said.bytes;
+    const bytes = known(claim);
+    claims.push({ claim, bytes });
+    return bytes;
+  };
   const encode = (message: MemberlistMessage): Uint8Array => {
-    if (message.type !== "alive" && message.type !== "suspect" && message.type !== "dead") {
-      // Said once, to one.
-      const bytes = new KnownBytes(encodeMessage(message));
-      bytes.message = message;
-      return bytes;
-    }
-    let bytes = bytesOf.get(message);
-    if (bytes === undefined) {
-      bytes = new KnownBytes(encodeMessage(message));
-      bytes.message = message;
-      bytesOf.set(message, bytes);
-    }
+    if ("bytes" in message) return (message as KnownMessage).bytes;
+    if (message.type === "alive") return knownAlive(message);
+    if (message.type === "suspect" || message.type === "dead") return known(message);
+    // Said once, to one.
+    const bytes = new KnownBytes(encodeMessage(message));
+    bytes.message = message;
     return bytes;
   };
   return {
@@ -96,6 +114,16 @@ export function byReference(): Carrier {
     },
     read: (payload) => (payload as Whole).message,
   };
+}
+
+function sameClaim(a: Alive, b: Alive): boolean {
+  return (
+    a.incarnation === b.incarnation &&
+    a.port === b.port &&
+    bytesEqual(a.addr, b.addr) &&
+    bytesEqual(a.meta, b.meta) &&
+    bytesEqual(a.vsn, b.vsn)
+  );
 }
 
 type Stream =
