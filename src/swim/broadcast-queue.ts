@@ -1,4 +1,5 @@
 import { TransmitOrder, transmitLimit, type Broadcast, type Skip } from "../base/transmit-queue.ts";
+import type { Facts } from "./facts.ts";
 
 /** What waits for a broadcast to be sent its full number of times. */
 export interface Waiting {
@@ -15,8 +16,15 @@ export interface Claim {
 /** Whoever there is one rumor about at a time: a new one replaces the old. Written by `BroadcastQueue` alone. */
 export interface Subject {
   rumor: Rumor | undefined;
-  /** How often it was heard again since a packet last came across it. */
-  heard: number;
+  /** In the member list; −1 outside. */
+  readonly number: number;
+}
+
+/** The member list, as far as the queue needs it. */
+export interface Subjects {
+  /** N. */
+  readonly size: number;
+  readonly facts: Pick<Facts, "heard" | "takeHeard">;
 }
 
 /** A broadcast about `subject`. */
@@ -63,17 +71,16 @@ export class BroadcastQueue {
   readonly #held = new Set<string>();
   readonly #retransmitMult: number;
   readonly #skipInformed: boolean;
-  readonly #members: { readonly size: number };
+  readonly #members: Subjects;
   #done: Waiting[] = [];
 
-  /** `members` is asked for N. */
   constructor(
     limits: {
       readonly maxBroadcasts: number;
       readonly retransmitMult: number;
       readonly skipInformed: boolean;
     },
-    members: { readonly size: number },
+    members: Subjects,
   ) {
     this.#skipInformed = limits.skipInformed;
     this.#retransmitMult = limits.retransmitMult;
@@ -114,10 +121,10 @@ export class BroadcastQueue {
     waiting?: Waiting,
   ): void {
     const before = subject.rumor;
-    const quietly = spread === "echo" && this.#skipInformed && this.#large();
+    const quietly = spread === "echo" && this.#skipInformed && this.large;
     const transmissions = quietly ? Math.floor((this.#limit() * 3) / 4) : 0;
     if (before !== undefined) this.#queue.remove(before);
-    const known = this.#large() ? undefined : knownAt;
+    const known = this.large ? undefined : knownAt;
     const rumor = {
       subject,
       about: claim.type,
@@ -131,7 +138,7 @@ export class BroadcastQueue {
       transmissions,
     };
     subject.rumor = rumor;
-    subject.heard = 0;
+    this.#members.facts.takeHeard(subject.number);
     this.#queue.add(rumor);
   }
 
@@ -142,7 +149,7 @@ export class BroadcastQueue {
   heardAgain(subject: Subject, claim: Claim, place: string): void {
     const { rumor } = subject;
     if (rumor === undefined) return;
-    if (this.#large()) subject.heard++;
+    if (this.large) this.#members.facts.heard(subject.number);
     else if (rumor.about !== claim.type || rumor.incarnation !== claim.incarnation) return;
     else if (rumor.knownAt === undefined) rumor.knownAt = [place];
     else if (rumor.knownAt.length < MAX_KNOWN_AT && !rumor.knownAt.includes(place)) {
@@ -179,7 +186,7 @@ export class BroadcastQueue {
       if (rumor.knownAt?.includes(place) !== true) return "no";
       return ++rumor.saved > rumor.knownAt.length ? "counted" : "uncounted";
     };
-    const knowing = this.#skipInformed ? { skip, heard: heardOf } : undefined;
+    const knowing = this.#skipInformed ? { skip, heard: this.#heardOf } : undefined;
     const taken = this.#queue.take(budgetBytes, overheadPerMessage, this.#limit(), knowing);
     if (this.#queue.length === 0) this.#synced.clear();
     return taken;
@@ -197,19 +204,19 @@ export class BroadcastQueue {
     return transmitLimit(this.#retransmitMult, this.#members.size);
   }
 
-  #large(): boolean {
+  /** So many members that hearing something again is counted, and not by whom. */
+  get large(): boolean {
     return this.#members.size >= LARGE_CLUSTER;
   }
+
+  /** Transmissions others made since this was asked last. */
+  readonly #heardOf = ({ subject, spread }: Rumor): number => {
+    const heard = this.#members.facts.takeHeard(subject.number);
+    return spread === "full" ? 0 : heard;
+  };
 
   #gone({ subject, waiting }: Rumor): void {
     subject.rumor = undefined;
     if (waiting !== undefined) this.#done.push(waiting);
   }
-}
-
-/** Transmissions others made since this was asked last. */
-function heardOf({ subject, spread }: Rumor): number {
-  const { heard } = subject;
-  subject.heard = 0;
-  return spread === "full" ? 0 : heard;
 }

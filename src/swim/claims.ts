@@ -47,7 +47,7 @@ export class Claims {
   readonly #context: Context;
   readonly #suspicions: Suspicions<MemberRecord>;
   /** Refutations go under this, not under us: the next accusation must not push them out of the queue. */
-  readonly #refutation: Subject = { rumor: undefined, heard: 0 };
+  readonly #refutation: Subject = { rumor: undefined, number: -1 };
   #lastTerms: { readonly members: number; readonly terms: SuspicionTerms } | undefined;
   /** Set by Leave: from then on our own death is not refuted. */
   leaving = false;
@@ -80,11 +80,19 @@ export class Claims {
 
   alive(claim: Alive, now: Instant, via: Via = NOWHERE): AliveOutcome {
     const context = this.#context;
+    const port = claim.port === 0 ? context.self.port : claim.port;
+    // Gossip brings everything several times: the most frequent case first, and cheaply.
+    const { facts } = context.members;
+    if (context.queue.large && via.place !== undefined && via.proven !== true) {
+      const number = context.members.numberOf(claim.node);
+      if (facts.knowsAlive(number, claim.incarnation, claim.addr, port)) {
+        if (facts.incarnation(number) === claim.incarnation) facts.heard(number);
+        return "known";
+      }
+    }
     let member = context.members.get(claim.node);
     const aboutUs = member === context.self;
     if (aboutUs && this.leaving) return "stale";
-    const port = claim.port === 0 ? context.self.port : claim.port;
-    // Gossip brings everything several times: the most frequent case first, and cheaply.
     if (
       member !== undefined &&
       !aboutUs &&
@@ -136,21 +144,26 @@ export class Claims {
   /** Whether it changed anything. */
   suspect(claim: Suspect, now: Instant, via: Via = NOWHERE): boolean {
     const context = this.#context;
-    const member = context.members.get(claim.node);
+    const { members, queue } = context;
+    if (queue.large) {
+      const number = members.numberOf(claim.node);
+      if (members.facts.knowsSuspect(number, claim.incarnation)) {
+        if (via.place !== undefined && members.facts.isSuspect(number, claim.incarnation))
+          members.facts.heard(number);
+        return false;
+      }
+    }
+    const member = members.get(claim.node);
     if (member === undefined || claim.incarnation < member.incarnation) return false;
     if (member.suspicion !== undefined) {
       if (!this.#suspicions.confirm(member, claim.from)) {
         if (via.place !== undefined && claim.incarnation === member.incarnation)
-          context.queue.heardAgain(member, claim, via.place);
+          queue.heardAgain(member, claim, via.place);
         return false;
       }
-      context.queue.queue(
-        member,
-        claim,
-        context.encode(claim),
-        tellers(via),
-        context.massFailure ? "echo" : "full",
-      );
+      members.note(member);
+      const spread = context.massFailure ? "echo" : "full";
+      queue.queue(member, claim, context.encode(claim), tellers(via), spread);
       return true;
     }
     if (member.state !== "alive") return false;
@@ -159,10 +172,10 @@ export class Claims {
       return true;
     }
     const spread = context.massFailure ? "shared" : "full";
-    context.queue.queue(member, claim, context.encode(claim), tellers(via), spread);
+    queue.queue(member, claim, context.encode(claim), tellers(via), spread);
     member.incarnation = claim.incarnation;
-    context.members.become(member, "suspect", now);
     this.#suspicions.start(member, claim.from, this.#terms(), now);
+    members.become(member, "suspect", now);
     context.emit({ type: "member-suspected", member, accuser: claim.from });
     return true;
   }
@@ -170,13 +183,22 @@ export class Claims {
   /** Whether it changed anything. `reason` when the verdict is our own. */
   dead(claim: Dead, now: Instant, via: Via = NOWHERE, reason?: LeaveReason): boolean {
     const context = this.#context;
-    const member = context.members.get(claim.node);
+    const { members, queue } = context;
+    if (queue.large) {
+      const number = members.numberOf(claim.node);
+      if (members.facts.knowsGone(number)) {
+        if (via.place !== undefined && claim.incarnation === members.facts.incarnation(number))
+          members.facts.heard(number);
+        return false;
+      }
+    }
+    const member = members.get(claim.node);
     if (member === undefined || claim.incarnation < member.incarnation) return false;
     const expected = member.suspicion !== undefined;
     this.#suspicions.cancel(member);
     if (!member.present) {
       if (via.place !== undefined && claim.incarnation === member.incarnation)
-        context.queue.heardAgain(member, claim, via.place);
+        queue.heardAgain(member, claim, via.place);
       return false;
     }
     const aboutUs = member === context.self;
@@ -187,9 +209,9 @@ export class Claims {
     const left = claim.from === claim.node;
     const waiting = aboutUs ? ({ request: 0, what: "leave" } as const) : undefined;
     const spread = expected && context.massFailure ? "shared" : "full";
-    context.queue.queue(member, claim, context.encode(claim), tellers(via), spread, waiting);
+    queue.queue(member, claim, context.encode(claim), tellers(via), spread, waiting);
     member.incarnation = claim.incarnation;
-    context.members.become(member, left ? "left" : "dead", now);
+    members.become(member, left ? "left" : "dead", now);
     context.emit({
       type: "member-left",
       member,
@@ -212,6 +234,12 @@ export class Claims {
     const { self } = this.#context;
     const claim: Dead = { type: "dead", incarnation: member.incarnation, node: member.name, from: self.name };
     this.dead(claim, now, NOWHERE, reason);
+  }
+
+  /** A suspect answered: the time begins anew, and so does the count of its accusers. */
+  suspectAnew(member: MemberRecord, terms: SuspicionTerms, now: Instant): void {
+    this.#suspicions.start(member, this.#context.self.name, terms, now);
+    this.#context.members.note(member);
   }
 
   /** Outbids an accusation: our incarnation goes above it, and everybody is told. */
@@ -242,6 +270,7 @@ export class Claims {
     }
     member.incarnation = claim.incarnation;
     if (before !== "alive") context.members.become(member, "alive", now);
+    else context.members.note(member);
     if (via.quiet !== true) {
       const told = claim.port === port ? claim : { ...claim, port };
       const news = before !== "alive" || !sameMeta || moved;

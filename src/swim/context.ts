@@ -58,7 +58,7 @@ export class Context {
     this.config = options.config;
     this.random = options.random;
     this.self = options.self;
-    this.members = new MemberTable(options.random, options.numbers);
+    this.members = new MemberTable(options.self, options.random, options.numbers);
     this.queue = new BroadcastQueue(options.config, this.members);
     this.userBroadcasts = options.userBroadcasts;
     this.awareness = new Awareness(options.config.awarenessMaxMultiplier);

@@ -3,6 +3,7 @@ import { formatSocketAddr, ipFromBytes, type SocketAddr } from "../base/ip.ts";
 import { randomInt, shuffle, type Random } from "../base/random.ts";
 import type { Instant } from "../base/time.ts";
 import type { Rumor, Subject } from "./broadcast-queue.ts";
+import { Facts } from "./facts.ts";
 import type { Suspect, Suspicion } from "./suspicion.ts";
 
 /** Left: of its own will. Dead: found out. Both are gone, and a suspect is still here. */
@@ -66,7 +67,8 @@ export class MemberRecord implements Member, Subject, Suspect {
   changedAt: Instant;
   suspicion: Suspicion<this> | undefined = undefined;
   rumor: Rumor | undefined = undefined;
-  heard = 0;
+  /** In the table; −1 outside. */
+  number = -1;
 
   constructor(identity: Identity, incarnation: number, state: MemberState, now: Instant) {
     this.identity = identity;
@@ -142,6 +144,8 @@ class OwnNumbers implements NameNumbers {
 
 /** All members by name, and the same in probing order. Its size is the N of every formula. */
 export class MemberTable {
+  readonly facts = new Facts();
+  readonly #self: MemberRecord;
   readonly #numbers: NameNumbers;
   readonly #byNumber: (MemberRecord | undefined)[] = [];
   readonly #order: MemberRecord[] = [];
@@ -152,8 +156,9 @@ export class MemberTable {
   #present = 0;
   #turn = 0;
 
-  /** Many tables in one process may share their numbers. */
-  constructor(random: Random, numbers: NameNumbers = new OwnNumbers()) {
+  /** Of the node `self`, who is yet to be added. Many tables in one process may share their numbers. */
+  constructor(self: MemberRecord, random: Random, numbers: NameNumbers = new OwnNumbers()) {
+    this.#self = self;
     this.#random = random;
     this.#numbers = numbers;
   }
@@ -173,8 +178,17 @@ export class MemberTable {
   }
 
   get(name: string): MemberRecord | undefined {
-    const number = this.#numbers.get(name);
-    return number === undefined ? undefined : this.#byNumber[number];
+    return this.#byNumber[this.numberOf(name)];
+  }
+
+  /** For `facts`; −1 for a name nobody has. */
+  numberOf(name: string): number {
+    return this.#numbers.get(name) ?? -1;
+  }
+
+  /** After a change of the record that did not go through the table. Nothing about ourselves is taken for known. */
+  note(member: MemberRecord): void {
+    if (member !== this.#self && member.number >= 0) this.facts.note(member.number, member);
   }
 
   at(index: number): MemberRecord | undefined {
@@ -194,15 +208,15 @@ export class MemberTable {
     return this.#order.values();
   }
 
-  /** Members in state alive that `listed` lacks. */
+  /** Members in state alive, but for this node, that `listed` lacks. */
   aliveBeside(listed: readonly { readonly name: string }[]): MemberRecord[] {
     const seen = new Uint8Array(this.#byNumber.length);
     for (const { name } of listed) {
-      const number = this.#numbers.get(name);
-      if (number !== undefined && number < seen.length) seen[number] = 1;
+      const number = this.numberOf(name);
+      if (number >= 0 && number < seen.length) seen[number] = 1;
     }
     return this.#byNumber.filter(
-      (member, number): member is MemberRecord => member?.state === "alive" && seen[number] === 0,
+      (member, number): member is MemberRecord => seen[number] === 0 && this.facts.isAlive(number),
     );
   }
 
@@ -211,6 +225,9 @@ export class MemberTable {
     const number = this.#numbers.add(member.name);
     while (this.#byNumber.length <= number) this.#byNumber.push(undefined);
     this.#byNumber[number] = member;
+    member.number = number;
+    this.facts.clear(number);
+    this.note(member);
     this.#tally(member, 1);
     const last = this.#order.push(member) - 1;
     this.#swap(last, randomInt(this.#random, this.#order.length));
@@ -221,6 +238,7 @@ export class MemberTable {
     this.#tally(member, -1);
     member.identity = identity;
     this.#tally(member, 1);
+    this.note(member);
   }
 
   become(member: MemberRecord, state: MemberState, now: Instant): void {
@@ -228,6 +246,7 @@ export class MemberTable {
     member.state = state;
     this.#tally(member, 1);
     member.changedAt = now;
+    this.note(member);
   }
 
   shuffle(): void {
@@ -240,8 +259,9 @@ export class MemberTable {
     let kept = 0;
     for (const member of this.#order) {
       if (gone(member)) {
-        const number = this.#numbers.get(member.name);
-        if (number !== undefined) this.#byNumber[number] = undefined;
+        this.#byNumber[member.number] = undefined;
+        this.facts.clear(member.number);
+        member.number = -1;
         this.#numbers.remove(member.name);
         this.#tally(member, -1);
         dropped.push(member);

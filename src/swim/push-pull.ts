@@ -63,7 +63,11 @@ export function mergeNodes(
 ): Disputed[] {
   const disputed: Disputed[] = [];
   for (const node of nodes) {
-    const known = context.members.get(node.name);
+    const { members } = context;
+    const number = members.numberOf(node.name);
+    if (node.state === "alive" && members.facts.knowsAlive(number, node.incarnation, node.addr, node.port))
+      continue;
+    const known = members.get(node.name);
     if (known !== undefined && isOldNews(context, known, node)) continue;
     switch (node.state) {
       case "alive": {

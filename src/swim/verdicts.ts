@@ -55,7 +55,7 @@ export class Verdicts {
     if (answered) {
       if (suspicion === undefined) return;
       this.#context.count("verify.answered");
-      suspicions.start(member, this.#context.self.name, suspicion.terms, now);
+      claims.suspectAnew(member, suspicion.terms, now);
       return exchanges.refresh(member);
     }
     if (suspicion === undefined) return this.#suspect(member, now);

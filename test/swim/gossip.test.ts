@@ -3,6 +3,7 @@ import { test } from "node:test";
 import { toHex } from "../../src/base/bytes.ts";
 import type { UserBroadcasts } from "../../src/swim/boundary.ts";
 import { BroadcastQueue, type Subject } from "../../src/swim/broadcast-queue.ts";
+import { Facts } from "../../src/swim/facts.ts";
 import { decodeMessage, type Ping } from "../../src/wire/memberlist/message.ts";
 import { addressOf, aliveOf, LoneNode, only, sent, VSN } from "./lone-node.ts";
 
@@ -87,8 +88,8 @@ test("checksums go to those who understand them, and only in gossip", () => {
 });
 
 test("whoever told us something is not told it", () => {
-  const queue = new BroadcastQueue(LIMITS, { size: 10 });
-  const x: Subject = { rumor: undefined, heard: 0 };
+  const queue = new BroadcastQueue(LIMITS, { size: 10, facts: new Facts() });
+  const x: Subject = { rumor: undefined, number: -1 };
   queue.queue(x, ALIVE, Uint8Array.of(1), ["a"]);
   queue.heardAgain(x, ALIVE, "b");
   queue.heardAgain(x, { type: "alive", incarnation: 0 }, "c");
@@ -100,17 +101,17 @@ test("whoever told us something is not told it", () => {
 });
 
 test("where everybody knows, a broadcast still ends", () => {
-  const queue = new BroadcastQueue(LIMITS, { size: 2 });
-  const x: Subject = { rumor: undefined, heard: 0 };
+  const queue = new BroadcastQueue(LIMITS, { size: 2, facts: new Facts() });
+  const x: Subject = { rumor: undefined, number: -1 };
   queue.queue(x, ALIVE, Uint8Array.of(1), ["a"]);
   for (let round = 0; round < 20; round++) assert.deepEqual(queue.take(100, 2, "a"), []);
   assert.equal(queue.length, 0);
 });
 
 test("an exchange of the whole state spares its partner what was queued before", () => {
-  const queue = new BroadcastQueue(LIMITS, { size: 10 });
-  const x: Subject = { rumor: undefined, heard: 0 };
-  const y: Subject = { rumor: undefined, heard: 0 };
+  const queue = new BroadcastQueue(LIMITS, { size: 10, facts: new Facts() });
+  const x: Subject = { rumor: undefined, number: -1 };
+  const y: Subject = { rumor: undefined, number: -1 };
   queue.queue(x, ALIVE, Uint8Array.of(1), undefined);
   queue.synced("a", queue.sequence);
   queue.queue(y, ALIVE, Uint8Array.of(2, 2), undefined);
@@ -119,8 +120,8 @@ test("an exchange of the whole state spares its partner what was queued before",
 });
 
 test("what waits for a broadcast hears when it is out, or was replaced", () => {
-  const queue = new BroadcastQueue(LIMITS, { size: 5 });
-  const x: Subject = { rumor: undefined, heard: 0 };
+  const queue = new BroadcastQueue(LIMITS, { size: 5, facts: new Facts() });
+  const x: Subject = { rumor: undefined, number: -1 };
   queue.queue(x, ALIVE, Uint8Array.of(1), undefined, "full", { request: 1, what: "meta" });
   queue.queue(x, ALIVE, Uint8Array.of(2), undefined, "full", { request: 2, what: "meta" });
   assert.deepEqual(queue.takeDone(), [{ request: 1, what: "meta" }]);
