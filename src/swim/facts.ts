@@ -4,7 +4,7 @@ import type { Suspicion } from "./suspicion.ts";
 /** Words of one member, which so share a line of memory. */
 const WORDS = 4;
 const INCARNATION = 0;
-/** An IPv4 address; no other is kept here. */
+/** An IPv4 address, in whichever of its two forms; of an IPv6 one a hash. */
 const ADDRESS = 1;
 /** Port in the upper half, then flags, then the state. */
 const STATE = 2;
@@ -21,6 +21,7 @@ const CODES: Readonly<Record<MemberState, number>> = {
   dead: GONE,
   left: GONE,
 };
+/** The address has four bytes. Members compare addresses byte for byte. */
 const IS_IPV4 = 4;
 /** A suspect of whom no further accuser makes a difference. */
 const SETTLED = 8;
@@ -60,6 +61,33 @@ export class Facts {
 
   isAlive(number: number): boolean {
     return (this.#state(number) & STATE_MASK) === ALIVE;
+  }
+
+  /** Those present whose address and port look like these; an IPv6 address may only have the same hash. */
+  presentAt(addr: Uint8Array, port: number): number[] {
+    const words = this.#words;
+    const wanted = addressWord(addr);
+    const numbers: number[] = [];
+    for (let at = 0; at < words.length; at += WORDS) {
+      if (words[at + ADDRESS] === wanted && isPresent(words[at + STATE] as number, port))
+        numbers.push(at / WORDS);
+    }
+    return numbers;
+  }
+
+  /** Those present where somebody with a lower number seems to be, too. */
+  sharingPlaces(): number[] {
+    const words = this.#words;
+    const taken = new Set<number>();
+    const numbers: number[] = [];
+    for (let at = 0; at < words.length; at += WORDS) {
+      const state = words[at + STATE] as number;
+      if (!isPresent(state, state >>> 16)) continue;
+      const place = (words[at + ADDRESS] as number) * 0x1_0000 + (state >>> 16);
+      if (taken.has(place)) numbers.push(at / WORDS);
+      else taken.add(place);
+    }
+    return numbers;
   }
 
   /** It is alive at this address in this incarnation or a later one. False also where only the record can tell. */
@@ -130,6 +158,30 @@ export class Facts {
 }
 
 function addressWord(addr: Uint8Array): number {
-  if (addr.length !== 4) return 0;
-  return (((addr[0] ?? 0) << 24) | ((addr[1] ?? 0) << 16) | ((addr[2] ?? 0) << 8) | (addr[3] ?? 0)) >>> 0;
+  if (addr.length === 4) return bigEndian(addr, 0);
+  const mapped = addr.length === 16 && bigEndian(addr, 8) === 0xffff && addr.subarray(0, 8).every(isZero);
+  if (mapped) return bigEndian(addr, 12);
+  // FNV-1a.
+  let hash = 0x811c9dc5;
+  for (const byte of addr) hash = Math.imul(hash ^ byte, 0x01000193);
+  return hash >>> 0;
+}
+
+function bigEndian(bytes: Uint8Array, at: number): number {
+  return (
+    (((bytes[at] ?? 0) << 24) |
+      ((bytes[at + 1] ?? 0) << 16) |
+      ((bytes[at + 2] ?? 0) << 8) |
+      (bytes[at + 3] ?? 0)) >>>
+    0
+  );
+}
+
+function isZero(byte: number): boolean {
+  return byte === 0;
+}
+
+function isPresent(state: number, port: number): boolean {
+  const code = state & STATE_MASK;
+  return (code === ALIVE || code === SUSPECT) && state >>> 16 === port;
 }

@@ -181,6 +181,25 @@ export class MemberTable {
     return this.#byNumber[this.numberOf(name)];
   }
 
+  /** Members present at this place, but for this node. */
+  presentAt({ addr, port, place }: Pick<Identity, "addr" | "port" | "place">): MemberRecord[] {
+    return this.facts
+      .presentAt(addr, port)
+      .flatMap((number) => this.#byNumber[number] ?? [])
+      .filter((member) => member.identity.place === place);
+  }
+
+  /** Members present at a place, but for this node, where another is present, too: pairs. */
+  sharingPlaces(): (readonly [MemberRecord, MemberRecord])[] {
+    return this.facts.sharingPlaces().flatMap((number) => {
+      const member = this.#byNumber[number];
+      const others = member === undefined ? [] : this.presentAt(member.identity);
+      return others.flatMap((other) =>
+        member === undefined || other === member ? [] : [[other, member] as const],
+      );
+    });
+  }
+
   /** For `facts`; −1 for a name nobody has. */
   numberOf(name: string): number {
     return this.#numbers.get(name) ?? -1;

@@ -1,4 +1,4 @@
-import { formatSocketAddr, type SocketAddr } from "../base/ip.ts";
+import { formatSocketAddr, ipToBytes, type SocketAddr } from "../base/ip.ts";
 import { after, earlier, type Instant } from "../base/time.ts";
 import type { Ping } from "../wire/memberlist/message.ts";
 import type { Context } from "./context.ts";
@@ -124,13 +124,13 @@ export class Reconnector {
   }
 
   #tryNext(now: Instant): void {
-    const { config, members } = this.#context;
+    const { config, members, self } = this.#context;
     for (const [place, departed] of this.#departed) {
       this.#departed.delete(place);
       const listed = members.get(departed.identity.name);
       if (listed?.present === true || now - departed.diedAt > config.reconnectForgetMs) return;
       // It restarted under another name: that one would log every ping for the old name, for as long as we remember it.
-      if (this.#aliveAt(place) !== undefined) return;
+      if (place === self.identity.place || this.#aliveAt(departed.identity) !== undefined) return;
       this.#departed.set(place, departed);
       this.#ping(departed, listed);
       return;
@@ -148,7 +148,7 @@ export class Reconnector {
   /** Whoever lives there may answer: a seed is an address, not a name. */
   #trySeed(): void {
     for (const [place, address] of this.#seeds) {
-      if (this.#livesAt(place)) continue;
+      if (this.#livesAt(place, address)) continue;
       this.#seeds.delete(place);
       this.#seeds.set(place, address);
       return this.#context.sendBare(address, [this.#awaitedPing(place, "")], false);
@@ -156,21 +156,17 @@ export class Reconnector {
   }
 
   /** A suspect does not count: it may have a successor there that we do not know. */
-  #livesAt(place: string): boolean {
+  #livesAt(place: string, { ip, port }: SocketAddr): boolean {
     const { members } = this.#context;
     const last = members.get(this.#seen.get(place) ?? "");
     if (last?.state === "alive" && last.identity.place === place) return true;
-    const found = this.#aliveAt(place);
+    const found = this.#aliveAt({ addr: ipToBytes(ip), port, place });
     if (found !== undefined) this.#seen.set(place, found.name);
     return found !== undefined;
   }
 
-  /** Looks through all members: for what happens a few times a second. */
-  #aliveAt(place: string): MemberRecord | undefined {
-    for (const member of this.#context.members) {
-      if (member.state === "alive" && member.identity.place === place) return member;
-    }
-    return undefined;
+  #aliveAt(where: Pick<Identity, "addr" | "port" | "place">): MemberRecord | undefined {
+    return this.#context.members.presentAt(where).find(({ state }) => state === "alive");
   }
 
   #awaitedPing(place: string, name: string): Ping {

@@ -300,6 +300,7 @@ export class Swim {
     if (this.#sweepAt !== undefined && now >= this.#sweepAt) {
       this.#sweepAt = after(now, this.#context.config.gossipToTheDeadMs);
       dropDeparted(this.#context, now);
+      this.#verdicts.lookForFormerLives(now);
     }
   }
 

@@ -1,4 +1,4 @@
-import { formatSocketAddr, type SocketAddr } from "../base/ip.ts";
+import { formatSocketAddr, ipToBytes, type SocketAddr } from "../base/ip.ts";
 import { after, type Instant } from "../base/time.ts";
 import type { Claims } from "./claims.ts";
 import type { Context } from "./context.ts";
@@ -79,11 +79,10 @@ export class Verdicts {
 
   /** Nothing listens there any more, it seems: look at once at whom we believe to be there. */
   doubtPlace(address: SocketAddr, now: Instant): void {
-    const place = formatSocketAddr(address);
-    for (const member of this.#context.members) {
-      if (member.present && member !== this.#context.self && member.identity.place === place) {
-        this.#parts.verifier.begin(member, "now", now);
-      }
+    const { ip, port } = address;
+    const where = { addr: ipToBytes(ip), port, place: formatSocketAddr(address) };
+    for (const member of this.#context.members.presentAt(where)) {
+      this.#parts.verifier.begin(member, "now", now);
     }
   }
 
@@ -98,6 +97,18 @@ export class Verdicts {
   /** A newcomer at the address of somebody else: most likely the same host after a restart. */
   newcomerAt(newcomer: MemberRecord, now: Instant): void {
     for (const old of this.#othersAt(newcomer)) this.#parts.moves.replaced(old, newcomer, now);
+  }
+
+  /**
+   * Of two names at one address one is a former life of the other. Most hear of its death; who did not would not
+   * find out before its turn to be probed, which in a large cluster is a matter of many minutes.
+   */
+  lookForFormerLives(now: Instant): void {
+    for (const [one, other] of this.#context.members.sharingPlaces()) {
+      // Whoever answers to its name has the address.
+      this.#parts.moves.replaced(one, other, now);
+      this.#parts.moves.replaced(other, one, now);
+    }
   }
 
   moveDecided(outcome: MoveOutcome | undefined, now: Instant): void {
@@ -117,12 +128,7 @@ export class Verdicts {
   }
 
   /** Members other than this one, and than us, believed to be at its address. */
-  #othersAt({ identity, name }: MemberRecord): MemberRecord[] {
-    const others: MemberRecord[] = [];
-    for (const member of this.#context.members) {
-      if (!member.present || member.name === name || member === this.#context.self) continue;
-      if (member.identity.place === identity.place) others.push(member);
-    }
-    return others;
+  #othersAt(member: MemberRecord): MemberRecord[] {
+    return this.#context.members.presentAt(member.identity).filter((other) => other !== member);
   }
 }

@@ -19,11 +19,15 @@ export function large(nodes: number, seed: number, report: (line: string) => voi
   meter.phase(`${nodes} members joined over ${JOIN_MS / 1_000} s`, () => everybodySees(world, nodes));
 
   const replaced = sample(world.random, world.hosts, Math.ceil(nodes / 100)).filter((host) => host.index > 2);
+  const former = replaced.map((host) => host.node.name);
   for (const host of replaced) {
     world.restart(host.index);
     world.join(host.index, ...seeds);
   }
-  meter.phase(`${replaced.length} killed and started anew`, () => everybodySees(world, nodes));
+  meter.phase(
+    `${replaced.length} killed and started anew`,
+    () => everybodySees(world, nodes) && former.every((name) => world.seenBy(isAlive, name) === 0),
+  );
 
   const half = world.hosts.map((host) => host.index).filter((index) => index % 2 === 0);
   world.network.partition([half]);
@@ -40,6 +44,10 @@ const PHASE_MS = 300_000;
 
 function everybodySees(world: World, count: number): boolean {
   return world.running().every((host) => host.node.aliveCount === count);
+}
+
+function isAlive(state: string): boolean {
+  return state === "alive";
 }
 
 class Meter {
