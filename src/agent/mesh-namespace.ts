@@ -23,6 +23,8 @@ export class MeshNamespace {
   readonly #routes: NetlinkSocket;
   #last: NamespaceState | undefined;
   #forwardLeg: string | undefined;
+  /** The ruleset's when FORWARD was looked at last. */
+  #forwardGeneration: number | undefined;
   #forwardAge = 0;
 
   constructor(path: string) {
@@ -88,9 +90,12 @@ export class MeshNamespace {
   async #letForward({ forwards }: NamespaceState): Promise<void> {
     const leg = forwards ? INGRESS_HOST_LINK : undefined;
     const due = this.#forwardAge++ % FORWARD_EVERY === 0;
-    if (!due && leg === this.#forwardLeg && !this.#keeper.changedByOthers()) return;
+    // Where no rules of ours are, the keeper takes everything for changed.
+    const changed = this.#keeper.generation() !== this.#forwardGeneration && this.#keeper.changedByOthers();
+    if (!due && leg === this.#forwardLeg && !changed) return;
     await reconcileForwardPolicy(this.#netns, leg);
     this.#forwardLeg = leg;
+    this.#forwardGeneration = this.#keeper.generation();
   }
 
   /** The same, only said. @throws NetError */

@@ -7,7 +7,10 @@
  */
 import { spawn } from "node:child_process";
 import { readFileSync } from "node:fs";
+import type { ByteWriter } from "../base/bytes.ts";
 import { errorCode, errorText, NetError } from "../base/error.ts";
+import { NFT_MESSAGE, writeGetIpv4Chain } from "../wire/nftables/message.ts";
+import { NetlinkSocket } from "./netlink-socket.ts";
 import type { Netns } from "./netns.ts";
 
 const COMMENT = "netagent routing mesh";
@@ -15,18 +18,17 @@ const COMMENT = "netagent routing mesh";
 interface Backend {
   readonly program: string;
   /** Whether it may have a filter table; asking a back end that has none would make one. */
-  readonly inUse: (netns: Netns) => Promise<boolean>;
+  readonly inUse: (netns: Netns) => boolean;
 }
 
 const BACKENDS: readonly Backend[] = [
   {
     program: "iptables-nft",
-    inUse: async (netns) =>
-      (await run(netns, "nft", ["list", "chain", "ip", "filter", "FORWARD"])).code === 0,
+    inUse: hasForwardChain,
   },
   {
     program: "iptables-legacy",
-    inUse: async (netns) => netns.run<boolean>(() => legacyTables().split("\n").includes("filter")),
+    inUse: (netns) => netns.run<boolean>(() => legacyTables().split("\n").includes("filter")),
   },
 ];
 
@@ -37,7 +39,7 @@ const BACKENDS: readonly Backend[] = [
 export async function reconcileForwardPolicy(netns: Netns, leg: string | undefined): Promise<boolean> {
   let changed = false;
   for (const { program, inUse } of BACKENDS) {
-    if (!(await inUse(netns))) continue;
+    if (!inUse(netns)) continue;
     const listing = await mustRun(netns, program, ["-w", "-S", "FORWARD"]);
     const drops = listing.includes("-P FORWARD DROP");
     const wanted = leg !== undefined && drops ? rulesFor(leg) : [];
@@ -65,6 +67,21 @@ function rulesOf(lines: readonly string[]): string[][] {
       ([, quoted, plain]) => quoted ?? plain ?? "",
     ),
   );
+}
+
+/** Asked without a process: this is looked at again and again where nobody uses iptables. */
+function hasForwardChain(netns: Netns): boolean {
+  using socket = new NetlinkSocket("netfilter", netns);
+  const request = {
+    type: NFT_MESSAGE.getChain,
+    encode: (out: ByteWriter) => writeGetIpv4Chain(out, "filter", "FORWARD"),
+  };
+  try {
+    return socket.get("find iptables' FORWARD chain", request, () => true);
+  } catch (error) {
+    if (errorCode(error) === "ENOENT") return false;
+    throw error;
+  }
 }
 
 function legacyTables(): string {

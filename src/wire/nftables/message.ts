@@ -18,6 +18,7 @@ const NFNL_MSG_BATCH_BEGIN = 16;
 const NFNL_MSG_BATCH_END = 17;
 const NFNL_BATCH_GENID = 1;
 export const NFPROTO_INET = 1;
+const NFPROTO_IPV4 = 2;
 const NFGENMSG_LENGTH = 4; // bytes
 
 /** Netlink message types: the subsystem in the high byte. */
@@ -143,6 +144,13 @@ export function decodeRule(payload: Uint8Array, table: string): NftRule | undefi
 /** Asks for every chain; the kernel has no filter for these. */
 export function writeGetChains(out: ByteWriter): void {
   writeNfgenmsg(out, NFPROTO_INET);
+}
+
+/** Asks for one chain of iptables' own table for IPv4, as its nftables back end makes it. */
+export function writeGetIpv4Chain(out: ByteWriter, table: string, chain: string): void {
+  writeNfgenmsg(out, NFPROTO_IPV4);
+  writeTextAttribute(out, NFTA_CHAIN_TABLE, table);
+  writeTextAttribute(out, NFTA_CHAIN_NAME, chain);
 }
 
 /** Name, handle and policy of a chain in one text; undefined for another table's. @throws DecodeError */
