@@ -186,18 +186,18 @@ export class MemberTable {
     return this.facts
       .presentAt(addr, port)
       .flatMap((number) => this.#byNumber[number] ?? [])
-      .filter((member) => member.identity.place === place);
+      .filter((member) => member.identity.place === place)
+      .sort(byName);
   }
 
   /** Members present at a place, but for this node, where another is present, too: pairs. */
   sharingPlaces(): (readonly [MemberRecord, MemberRecord])[] {
-    return this.facts.sharingPlaces().flatMap((number) => {
-      const member = this.#byNumber[number];
-      const others = member === undefined ? [] : this.presentAt(member.identity);
-      return others.flatMap((other) =>
-        member === undefined || other === member ? [] : [[other, member] as const],
-      );
-    });
+    const shared = this.facts.sharingPlaces().flatMap((number) => this.#byNumber[number] ?? []);
+    return shared.sort(byName).flatMap((member) =>
+      this.presentAt(member.identity)
+        .filter((other) => other !== member)
+        .map((other) => (byName(other, member) < 0 ? ([other, member] as const) : ([member, other] as const))),
+    );
   }
 
   /** For `facts`; −1 for a name nobody has. */
@@ -234,9 +234,10 @@ export class MemberTable {
       const number = this.numberOf(name);
       if (number >= 0 && number < seen.length) seen[number] = 1;
     }
-    return this.#byNumber.filter(
-      (member, number): member is MemberRecord => seen[number] === 0 && this.facts.isAlive(number),
-    );
+    const isMissed = (number: number): boolean => seen[number] === 0 && this.facts.isAlive(number);
+    // Mostly nobody is.
+    if (!seen.some((_, number) => isMissed(number))) return [];
+    return this.#order.filter(({ number }) => isMissed(number));
   }
 
   /** Puts it at a random place, so that no joining order shows in the probing order. */
@@ -343,6 +344,11 @@ export class MemberTable {
     this.#order[i] = b;
     this.#order[j] = a;
   }
+}
+
+/** Numbers are no order: many tables in one process may share them. */
+function byName(a: MemberRecord, b: MemberRecord): number {
+  return a.name < b.name ? -1 : 1;
 }
 
 /** Members that speak the same versions. */
