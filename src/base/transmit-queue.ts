@@ -121,8 +121,8 @@ export class TransmitOrder<E extends Broadcast> {
 
   /**
    * Takes messages that fit `budgetBytes`, each costing its length plus `overheadPerMessage`, and counts one
-   * transmission for each. An entry that reaches `transmitLimit` leaves the queue. No entry comes twice in one call.
-   * Only those are taken that were sent fewer than `below` times.
+   * transmission for each, or as many as there are `copies` of the packet. An entry that reaches `transmitLimit` leaves
+   * the queue. No entry comes twice in one call. Only those are taken that were sent fewer than `below` times.
    */
   take(
     budgetBytes: number,
@@ -130,6 +130,7 @@ export class TransmitOrder<E extends Broadcast> {
     transmitLimit: number,
     knowing?: Knowing<E>,
     below = Infinity,
+    copies = 1,
   ): Uint8Array[] {
     const uncounted: E[] = [];
     const counted: E[] = [];
@@ -149,7 +150,8 @@ export class TransmitOrder<E extends Broadcast> {
     for (const entry of uncounted) this.#insert(entry);
     for (const entry of counted) {
       if (entry.transmissions === 0) this.#unsent--;
-      if (++entry.transmissions >= transmitLimit) this.#leave(entry);
+      entry.transmissions += copies;
+      if (entry.transmissions >= transmitLimit) this.#leave(entry);
       else this.#insert(entry);
     }
     if (this.#length === 0) this.#sweep();

@@ -61,6 +61,9 @@ export class GossipNode {
   #meeting: { readonly greeted: boolean } | undefined;
   /** An answer to push/pulls that this input has made already, before encryption: a batch gets one answer. */
   #answer: { readonly key: string; readonly plain: Uint8Array } | undefined;
+  /** The packet made last, where it is not encrypted. */
+  #sealed:
+    { readonly parts: readonly Uint8Array[]; readonly crc: boolean; readonly bytes: Uint8Array } | undefined;
   /** Set when the cluster is serf's. */
   readonly #serf: AmongSerf | undefined;
   /** When memberlist's goodbye follows serf's. */
@@ -129,6 +132,7 @@ export class GossipNode {
   handle(input: GossipInput, now: Instant): GossipEffect[] {
     this.#effects = [];
     this.#answer = undefined;
+    this.#sealed = undefined;
     this.#dispatch(input, now);
     this.#tableRounds?.notice(now);
     return this.#effects;
@@ -594,12 +598,12 @@ export class GossipNode {
 
   #seal(parts: readonly Uint8Array[], crc: boolean): Uint8Array {
     const sealing = this.#sealing;
-    return encodePacket(parts, {
-      sealing,
-      crc,
-      compress: true,
-      ...(sealsOutgoing(sealing) ? { nonce: this.#options.nonce() } : {}),
-    });
+    if (sealsOutgoing(sealing))
+      return encodePacket(parts, { sealing, crc, compress: true, nonce: this.#options.nonce() });
+    // In a storm several get the same packet.
+    if (this.#sealed?.parts !== parts || this.#sealed.crc !== crc)
+      this.#sealed = { parts, crc, bytes: encodePacket(parts, { sealing, crc, compress: true }) };
+    return this.#sealed.bytes;
   }
 
   #dropped(error: unknown, what: string): void {

@@ -30,6 +30,8 @@ export interface Subjects {
 /** A broadcast about `subject`. */
 export interface Rumor extends Broadcast {
   readonly subject: Subject;
+  /** The subject's, without a look at it. */
+  readonly number: number;
   /** What it says. Not the claim itself, which may hold on to the whole packet it came in. */
   readonly about: Claim["type"];
   readonly incarnation: number;
@@ -49,6 +51,10 @@ export interface Rumor extends Broadcast {
  * to hear as will then give the verdict that everybody hears.
  */
 export type Spread = "full" | "shared" | "echo";
+
+function toAnybody(): Skip {
+  return "no";
+}
 
 /** Protects a rumor's memory; the first few tellers are the ones met again soon. */
 const MAX_KNOWN_AT = 8;
@@ -127,6 +133,7 @@ export class BroadcastQueue {
     const known = this.large ? undefined : knownAt;
     const rumor = {
       subject,
+      number: subject.number,
       about: claim.type,
       incarnation: claim.incarnation,
       payload,
@@ -192,6 +199,22 @@ export class BroadcastQueue {
     return taken;
   }
 
+  /**
+   * Messages for the same packet to `places`: a large cluster's storms fill packet after packet, so that it matters
+   * little to whom which of them goes. Who the places are, but for their number, is not looked at.
+   */
+  takeForAll(budgetBytes: number, overheadPerMessage: number, places: number): Uint8Array[] {
+    const knowing = this.#skipInformed ? { skip: toAnybody, heard: this.#heardOf } : undefined;
+    const taken = this.#queue.take(budgetBytes, overheadPerMessage, this.#limit(), knowing, Infinity, places);
+    if (this.#queue.length === 0) this.#synced.clear();
+    return taken;
+  }
+
+  /** The place is about to be given our whole state. */
+  isHeld(place: string): boolean {
+    return this.#held.has(place);
+  }
+
   /** Broadcasts somebody waited for and that have left the queue since the last call. */
   takeDone(): readonly Waiting[] {
     if (this.#done.length === 0) return this.#done;
@@ -210,8 +233,8 @@ export class BroadcastQueue {
   }
 
   /** Transmissions others made since this was asked last. */
-  readonly #heardOf = ({ subject, spread }: Rumor): number => {
-    const heard = this.#members.facts.takeHeard(subject.number);
+  readonly #heardOf = ({ number, spread }: Rumor): number => {
+    const heard = this.#members.facts.takeHeard(number);
     return spread === "full" ? 0 : heard;
   };
 

@@ -118,11 +118,29 @@ export class Context {
 
   /** A gossip packet, unless the member knows all there is to tell. */
   sendGossip(member: MemberRecord): void {
-    const parts = this.gossipParts(0, member.identity.place);
+    this.#sendParts(member, this.gossipParts(0, member.identity.place));
+  }
+
+  /** The same packet to all of them, whatever each knows: in a storm most of the work is to fill it. */
+  sendGossipToAll(members: readonly MemberRecord[]): void {
+    const { queue, userBroadcasts } = this;
+    const hearers = members.filter(({ identity }) => !queue.isHeld(identity.place));
+    if (hearers.length === 0) return;
+    const budget = this.config.udpBufferBytes - COMPOUND_HEAD_BYTES - this.packetOverhead;
+    const shared = queue.takeForAll(budget, COMPOUND_PART_BYTES, hearers.length);
+    for (const hearer of hearers) {
+      this.#sendParts(hearer, userBroadcasts.length === 0 ? shared : this.#withUserParts(shared, budget));
+    }
+  }
+
+  #sendParts(member: MemberRecord, parts: readonly Uint8Array[]): void {
     if (parts.length === 0) return;
     const crc = understandsCrc(member);
-    for (let at = 0; at < parts.length; at += MAX_PARTS) {
-      this.emit({ type: "send", to: member.address, parts: parts.slice(at, at + MAX_PARTS), crc });
+    const to = member.address;
+    if (parts.length <= MAX_PARTS) this.emit({ type: "send", to, parts, crc });
+    else {
+      for (let at = 0; at < parts.length; at += MAX_PARTS)
+        this.emit({ type: "send", to, parts: parts.slice(at, at + MAX_PARTS), crc });
     }
     this.count("gossip.packets");
   }
@@ -130,16 +148,17 @@ export class Context {
   /** Membership broadcasts first, then the application's, for what a packet already carrying `usedBytes` has left. */
   gossipParts(usedBytes: number, place: string): Uint8Array[] {
     const budget = this.config.udpBufferBytes - COMPOUND_HEAD_BYTES - this.packetOverhead - usedBytes;
-    const parts = this.queue.take(budget, COMPOUND_PART_BYTES, place);
-    if (this.userBroadcasts.length === 0) return usedBytes > 0 ? parts.slice(0, MAX_PARTS - 1) : parts;
+    const parts = this.#withUserParts(this.queue.take(budget, COMPOUND_PART_BYTES, place), budget);
+    return usedBytes > 0 ? parts.slice(0, MAX_PARTS - 1) : parts;
+  }
+
+  #withUserParts(parts: Uint8Array[], budget: number): Uint8Array[] {
+    if (this.userBroadcasts.length === 0) return parts;
     let left = budget;
     for (const part of parts) left -= part.length + COMPOUND_PART_BYTES;
-    if (left > USER_PART_BYTES) {
-      for (const payload of this.userBroadcasts.take(left, USER_PART_BYTES, this.members.size)) {
-        parts.push(userMessage(payload));
-      }
-    }
-    return usedBytes > 0 ? parts.slice(0, MAX_PARTS - 1) : parts;
+    if (left <= USER_PART_BYTES) return parts;
+    const payloads = this.userBroadcasts.take(left, USER_PART_BYTES, this.members.size);
+    return [...parts, ...payloads.map(userMessage)];
   }
 }
 

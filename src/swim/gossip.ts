@@ -49,7 +49,12 @@ export class Gossip {
     const targets = config.skipInformed
       ? members.nextInTurn(config.gossipNodes, fits)
       : members.pick(config.gossipNodes, fits);
-    for (const target of targets) if (this.#pending()) this.#context.sendGossip(target);
+    const { queue } = this.#context;
+    if (queue.large && config.skipInformed && queue.bytes > config.udpBufferBytes) {
+      this.#context.sendGossipToAll(targets);
+    } else {
+      for (const target of targets) if (this.#pending()) this.#context.sendGossip(target);
+    }
     this.#lastAt = now;
     this.#dueAt = after(now, targets.length > 0 ? this.#paceMs() : config.gossipIntervalMs);
   }

@@ -196,7 +196,9 @@ export class MemberTable {
     return shared.sort(byName).flatMap((member) =>
       this.presentAt(member.identity)
         .filter((other) => other !== member)
-        .map((other) => (byName(other, member) < 0 ? ([other, member] as const) : ([member, other] as const))),
+        .map((other) =>
+          byName(other, member) < 0 ? ([other, member] as const) : ([member, other] as const),
+        ),
     );
   }
 

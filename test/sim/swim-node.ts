@@ -62,6 +62,8 @@ type KnownMessage = MemberlistMessage & { bytes: KnownBytes };
 
 interface Parts extends Payload {
   readonly parts: readonly Uint8Array[];
+  /** Once somebody has opened it. */
+  messages: readonly MemberlistMessage[] | undefined;
 }
 
 interface Whole extends Payload {
@@ -70,6 +72,7 @@ interface Whole extends Payload {
 
 /** Messages are handed over as they are, encoded once per content: for thousands of nodes. Lengths are uncompressed. */
 export function byReference(): Carrier {
+  let last: Parts | undefined;
   /** What was said of each name: everybody who learns it from a member list passes on the same. */
   const alive = new Map<string, { readonly claim: Alive; readonly bytes: KnownBytes }[]>();
   const known = (message: MemberlistMessage): KnownBytes => {
@@ -98,15 +101,18 @@ export function byReference(): Carrier {
   return {
     encode,
     packet(parts): Parts {
+      if (last?.parts === parts) return last;
       let length = parts.length > 1 ? 2 + 2 * parts.length : 0;
       for (const part of parts) length += part.length;
-      return { length, parts };
+      last = { length, parts, messages: undefined };
+      return last;
     },
     open(payload) {
-      const { parts } = payload as Parts;
-      return parts.map(
+      const packet = payload as Parts;
+      packet.messages ??= packet.parts.map(
         (part) => (part instanceof KnownBytes ? part.message : undefined) ?? decodeMessage(part),
       );
+      return packet.messages;
     },
     stream(message): Whole {
       const length = message.type === "push-pull" ? 30 + 100 * message.nodes.length : 60;
