@@ -301,7 +301,10 @@ async function joinUntilAnswered(
   let pauseMs = JOIN_RETRY_MIN_MS;
   let said = "";
   while (!stop.aborted && (config.join.length > 0 || remembered.length > 0)) {
-    const targets = [...(await resolveSeeds(config, log)), ...remembered].filter(
+    const seeds = await resolveSeeds(config, log);
+    // Also later, when none of them is a member any more: all may have restarted under new names, apart from us.
+    agent.loop.step({ type: "networkdb", input: { type: "set-bootstrap", addresses: seeds } });
+    const targets = [...seeds, ...remembered].filter(
       (target) => target.ip !== config.advertise.ip || target.port !== config.advertise.port,
     );
     const results = targets.length === 0 ? [] : await agent.loop.join(targets, JOIN_TIMEOUT_MS, true);

@@ -52,6 +52,8 @@ import type { Netns } from "./netns.ts";
 
 /** Elements per transaction; a larger load is split, so that the loop turns and the socket's buffer suffices. */
 const TRANSACTION_ELEMENTS = 50_000;
+/** Above this the kernel's notifications of what we add would cost as much as adding it. */
+const DEAF_ELEMENTS = 2_000;
 /** Somebody else's changes may come between reading and writing a few times, not for ever. */
 const ATTEMPTS = 4;
 
@@ -73,6 +75,9 @@ const NFNLGRP_NFTABLES = 7;
 /** Of notifications; when others load a hundred thousand elements, some are lost, and we look. */
 const EVENT_BUFFER_BYTES = 256 * 1024;
 
+/** Keepers by namespace: as long as one of them listens, the kernel makes notifications of everything. */
+const keepersOf = new Map<string, Set<NftTableKeeper>>();
+
 /** Keeps the table of one namespace what it should be. Calls do not overlap: await one before the next. */
 export class NftTableKeeper implements Disposable {
   readonly #netns: Netns | undefined;
@@ -80,6 +85,8 @@ export class NftTableKeeper implements Disposable {
   readonly #events: NetlinkSocket;
   readonly #table: string;
   readonly #where: string;
+  /** The keepers of this namespace, this one among them. */
+  readonly #others: Set<NftTableKeeper>;
   /** What we know to be in the kernel, as long as the generation is the one we left. */
   #known: { readonly ruleset: Ruleset; readonly generation: number; readonly structure: string } | undefined;
   /** Another hand changed something of our table, or may have. */
@@ -99,6 +106,8 @@ export class NftTableKeeper implements Disposable {
       },
       onOverrun: () => this.#touch(),
     });
+    this.#others = keepersOf.get(netns?.id ?? "") ?? new Set();
+    keepersOf.set(netns?.id ?? "", this.#others.add(this));
   }
 
   /** Called when another hand has changed something of our table; `reconcile` then looks at all of it. */
@@ -240,6 +249,8 @@ export class NftTableKeeper implements Disposable {
   }
 
   close(): void {
+    this.#others.delete(this);
+    if (this.#others.size === 0) keepersOf.delete(this.#netns?.id ?? "");
     this.#socket.close();
     this.#events.close();
   }
@@ -294,16 +305,40 @@ export class NftTableKeeper implements Disposable {
     }
     const changes =
       plan.skeleton === undefined ? plan.changes : plan.changes.filter(({ set }) => set.inline !== true);
+    let missed = false;
     for (const part of transactionsOf(changes)) {
-      this.#send(part, generation);
       // The kernel counts up by one per transaction and leaves out zero.
-      generation = generation === 0xffffffff ? 1 : generation + 1;
+      const next = generation === 0xffffffff ? 1 : generation + 1;
+      if (part.elements < DEAF_ELEMENTS) this.#send(part, generation);
+      else if (!this.#sendDeaf(part, generation, next)) missed = true;
+      generation = next;
       if (part.more) await new Promise((resume) => setImmediate(resume));
     }
     const before = plan.skeleton === undefined ? this.#known?.structure : undefined;
     this.#known = { ruleset: desired, generation, structure: before ?? this.#structure() };
     if (plan.skeleton !== undefined) this.#events.pump(); // nft's own notifications, the process is another's
     this.#touched = false;
+    if (missed) this.#touchAll();
+  }
+
+  #touchAll(): void {
+    for (const keeper of this.#others) keeper.#touch();
+  }
+
+  /** Without anybody here hearing of it. Whether nobody else changed anything meanwhile, which was not heard either. */
+  #sendDeaf(part: Transaction, generation: number, next: number): boolean {
+    let send = (): void => this.#send(part, generation);
+    for (const keeper of this.#others) {
+      const inner = send;
+      send = () => keeper.#events.withoutNotifications(inner);
+    }
+    try {
+      send();
+    } catch (error) {
+      this.#touchAll();
+      throw error;
+    }
+    return this.generation() === next;
   }
 
   #send(part: Transaction, generation: number): void {

@@ -39,13 +39,6 @@ export const PROBES = 16;
 /** More backends than this of one service get no flows; a thousand is far beyond one service's use of a port. */
 export const BACKENDS_MAX = 1024;
 
-/** One owned slot. */
-export interface OwnedSlot {
-  readonly slot: number;
-  /** Index into the names given. */
-  readonly owner: number;
-}
-
 /** Index into `CHOICE_CLASSES` for a number of backends, 1 or more. */
 export function choiceClass(count: number): number {
   const index = CHOICE_CLASSES.findIndex((candidate) => count <= candidate.backends);
@@ -53,35 +46,35 @@ export function choiceClass(count: number): number {
 }
 
 /**
- * The owned slots, ascending, of `names` (distinct; their order does not matter beyond the indexes given
- * back). `seed` makes services differ from each other.
+ * Who owns each slot, as an index into `names` (distinct; their order does not matter beyond that); -1 where nobody
+ * does. `seed` makes services differ from each other.
  */
-export function ownedSlots(names: readonly string[], seed: string): OwnedSlot[] {
+export function slotOwners(names: readonly string[], seed: string): Int16Array {
   const { positions, spare } = CHOICE_CLASSES[choiceClass(names.length)] as ChoiceClass;
   // One hash of each name, from which all its numbers are drawn: hashing is most of the work.
-  const candidates = names.map((name, owner) => ({ name, owner, hash: hashText(`${seed}/${name}`) }));
+  const prefix = continueHash(HASH_START, `${seed}/`);
+  const hashes = Uint32Array.from(names, (name) => mix(continueHash(prefix, name)));
   // A ranking by hash decides who comes first to a contended position, whatever order the caller has.
-  const ranked = candidates
-    .sort((a, b) => a.hash - b.hash || (a.name < b.name ? -1 : 1))
-    .slice(0, BACKENDS_MAX);
-  const owners = new Int32Array(positions).fill(-1);
-  for (const { owner, hash } of ranked) {
+  const ranked = names.map((_, index) => index);
+  ranked.sort(
+    (a, b) => (hashes[a] ?? 0) - (hashes[b] ?? 0) || ((names[a] ?? "") < (names[b] ?? "") ? -1 : 1),
+  );
+  ranked.length = Math.min(ranked.length, BACKENDS_MAX);
+  const owners = new Int16Array(positions + spare).fill(-1);
+  for (const owner of ranked) {
+    const hash = hashes[owner] ?? 0;
     let slot = draw(hash, 1) % positions;
     // Odd, so that it visits every position of a power of two.
     const skip = (draw(hash, 2) | 1) >>> 0;
     while (owners[slot] !== -1) slot = (slot + skip) % positions;
     owners[slot] = owner;
   }
-  const slots: OwnedSlot[] = [];
-  owners.forEach((owner, slot) => {
-    if (owner !== -1) slots.push({ slot, owner });
-  });
   const table = maglevTable(
-    ranked.map(({ hash }) => hash),
+    ranked.map((owner) => hashes[owner] ?? 0),
     spare,
   );
-  table.forEach((index, slot) => slots.push({ slot: positions + slot, owner: ranked[index]?.owner ?? 0 }));
-  return slots;
+  table.forEach((index, slot) => (owners[positions + slot] = ranked[index] ?? 0));
+  return owners;
 }
 
 /**
@@ -112,11 +105,18 @@ function draw(hash: number, count: number): number {
   return mix(hash + Math.imul(count, 0x9e3779b9));
 }
 
-/** FNV-1a, 32 bits, with the finalizer of MurmurHash3: FNV's low bits alone are too regular for `%`. */
+/** 32 bits of which `%` may be taken. */
 export function hashText(text: string): number {
-  let hash = 0x811c9dc5;
+  return mix(continueHash(HASH_START, text));
+}
+
+const HASH_START = 0x811c9dc5;
+
+/** FNV-1a, 32 bits, to be finished by `mix`: FNV's low bits alone are too regular for `%`. */
+function continueHash(start: number, text: string): number {
+  let hash = start;
   for (let i = 0; i < text.length; i++) hash = Math.imul(hash ^ text.charCodeAt(i), 0x01000193);
-  return mix(hash);
+  return hash;
 }
 
 /** MurmurHash3's finalizer: every bit of the result depends on every bit of `value`. */

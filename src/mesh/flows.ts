@@ -17,7 +17,7 @@ export interface VipFlow {
   readonly ip: IpAddr;
 }
 
-/** Where flows of one service may be going: its backends, draining ones included. */
+/** Where flows of one service may be going: its backends, draining ones included. Its lists may be made when asked for. */
 export interface FlowGroup {
   readonly id: string;
   readonly host: readonly HostFlow[];
@@ -50,12 +50,13 @@ export function planPurges(
     const current = after[j];
     if (current === old) continue;
     const same = current?.id === old.id ? current : undefined;
+    const { host = [], vip = [] } = same ?? {};
     for (const flow of old.host) {
-      if (same?.host.some((other) => sameFlow(flow, other))) continue;
+      if (host.some((other) => sameFlow(flow, other))) continue;
       add(purges, "host", { protocol: flow.protocol, ip: flow.ip, port: flow.port });
     }
     for (const { protocol, network, ip } of old.vip) {
-      const kept = same?.vip.some(
+      const kept = vip.some(
         (other) => other.protocol === protocol && other.network === network && other.ip === ip,
       );
       if (kept) continue;

@@ -1,7 +1,7 @@
 /** The host's table: published ports in, source NAT where it is needed. */
 import { type Cidr, formatCidr, subnetOf } from "../base/ip.ts";
 import type { NodeFacts } from "./input.ts";
-import { pickChains, REFUSE_RULES } from "./pick-chains.ts";
+import { pickChains, REFUSE_RULES, slotMaps, slotMapTexts } from "./pick-chains.ts";
 import { buildSkeleton, type Chain, type SetDefinition, type Skeleton } from "./ruleset.ts";
 
 const BY_PORT = pickChains("pick", "meta l4proto . th dport", "slots");
@@ -19,17 +19,9 @@ export const ADDRESS_PORTS: SetDefinition = {
   key: ["ipv4", "protocol", "port"],
   value: { verdicts: BY_ADDRESS.names },
 };
-/** (protocol, published port, slot) → (backend's ingress address, target port). */
-export const SLOTS: SetDefinition = {
-  name: "slots",
-  key: ["protocol", "port", "number"],
-  value: ["ipv4", "port"],
-};
-export const ADDRESS_SLOTS: SetDefinition = {
-  name: "address_slots",
-  key: ["ipv4", "protocol", "port", "number"],
-  value: ["ipv4", "port"],
-};
+/** By class of `choice.ts`: (protocol, published port, slot) → (backend's ingress address, target port). */
+export const SLOTS = slotMaps("slots", ["protocol", "port"], ["ipv4", "port"]);
+export const ADDRESS_SLOTS = slotMaps("address_slots", ["ipv4", "protocol", "port"], ["ipv4", "port"]);
 /** (backend's ingress address, protocol, target port) that must see our ingress address as its client. */
 export const MASKED: SetDefinition = { name: "masked", key: ["ipv4", "protocol", "port"], value: [] };
 /**
@@ -49,15 +41,11 @@ export const OVERLAY_RANGES: SetDefinition = {
   range: true,
 };
 
-/*
- * typeof numgen stands for "a number below": nft 1.0.6 has no name for the type of a hash in a set, and crashes
- * when it lists one declared by typeof jhash.
- */
 const PUBLISHED_DECLARATIONS = [
   "map ports { typeof meta l4proto . th dport : verdict; }",
   "map address_ports { typeof ip daddr . meta l4proto . th dport : verdict; }",
-  "map slots { typeof meta l4proto . th dport . numgen inc mod 65536 : ip daddr . th dport; }",
-  "map address_slots { typeof ip daddr . meta l4proto . th dport . numgen inc mod 65536 : ip daddr . th dport; }",
+  ...slotMapTexts("slots", "meta l4proto . th dport", "ip daddr . th dport"),
+  ...slotMapTexts("address_slots", "ip daddr . meta l4proto . th dport", "ip daddr . th dport"),
   "set masked { typeof ip daddr . meta l4proto . th dport; }",
   // An entry that is never taken out, because nobody tries any more, gives its backend a new chance in the end.
   "set failing { typeof ip daddr . meta l4proto . th dport; flags dynamic,timeout; timeout 10m; size 65535; }",
@@ -82,7 +70,7 @@ export function hostSkeleton(node: NodeFacts): Skeleton | undefined {
     },
   ];
   // What the ports lead to comes before the ports: a large load is several transactions.
-  const sets = [SLOTS, ADDRESS_SLOTS, MASKED, OVERLAY_RANGES, PORTS, ADDRESS_PORTS];
+  const sets = [...SLOTS, ...ADDRESS_SLOTS, MASKED, OVERLAY_RANGES, PORTS, ADDRESS_PORTS];
   return buildSkeleton(PUBLISHED_DECLARATIONS, sets, chains);
 }
 

@@ -1,7 +1,7 @@
 /** Chains that choose a backend by hashing, one per class of `choice.ts` and affinity. */
-import { CHOICE_CLASSES, choiceClass, PROBES } from "./choice.ts";
+import { CHOICE_CLASSES, choiceClass, PROBES, type ChoiceClass } from "./choice.ts";
 import type { Service } from "./input.ts";
-import type { Chain } from "./ruleset.ts";
+import type { Chain, SetDefinition, SetField } from "./ruleset.ts";
 
 /** First word of the seeds: all nodes hash alike. Changing it deals every new flow anew. */
 const SEED = 0x6e61_0000;
@@ -16,17 +16,45 @@ export const REFUSE_CHAIN = "refuse";
 /** Index of the chain that refuses at once: a reset for TCP, port unreachable for the rest. */
 export const REFUSE = 0;
 
-/** `key` is the nft expression in front of the slot in the keys of map `map`. */
-export function pickChains(prefix: string, key: string, map: string): PickChains {
+/**
+ * One map of slots per class. The kernel checks each new element of a map against every rule that looks it up: one map
+ * for all classes, with the probes of all of them, made adding an element four times as dear.
+ */
+export function slotMaps(
+  prefix: string,
+  key: readonly SetField[],
+  value: readonly SetField[],
+): SetDefinition[] {
+  return CHOICE_CLASSES.map((of) => ({ name: slotMap(prefix, of), key: [...key, "number"], value }));
+}
+
+/** nft's declarations of the same; `key` and `value` as in a rule. */
+export function slotMapTexts(prefix: string, key: string, value: string): string[] {
+  /*
+   * typeof numgen stands for "a number below": nft 1.0.6 has no name for the type of a hash in a set, and crashes
+   * when it lists one declared by typeof jhash.
+   */
+  return CHOICE_CLASSES.map(
+    (of) => `map ${slotMap(prefix, of)} { typeof ${key} . numgen inc mod 65536 : ${value}; }`,
+  );
+}
+
+function slotMap(prefix: string, { positions }: ChoiceClass): string {
+  return `${prefix}_${positions}`;
+}
+
+/** `key` is the nft expression in front of the slot in the keys of the maps that begin with `maps`. */
+export function pickChains(prefix: string, key: string, maps: string): PickChains {
   const chains: Chain[] = [];
-  for (const { positions, spare } of CHOICE_CLASSES) {
+  for (const of of CHOICE_CLASSES) {
+    const { positions, spare } = of;
     for (const affinity of ["none", "client-ip"] as const) {
       // A source port tells the connections of one client apart; affinity wants them together.
       const hash = affinity === "none" ? "jhash ip saddr . th sport . meta l4proto" : "jhash ip saddr";
       const probe = (modulus: number, seed: number, offset: number): string =>
         `dnat ip to ${key} . ${hash} mod ${modulus} seed 0x${(SEED + seed).toString(16)}${
           offset === 0 ? "" : ` offset ${offset}`
-        } map @${map}`;
+        } map @${slotMap(maps, of)}`;
       const rules: string[] = [];
       // With one position the first probe cannot miss.
       for (let attempt = 0; attempt < (positions === 1 ? 1 : PROBES); attempt++)

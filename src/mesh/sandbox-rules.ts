@@ -4,15 +4,15 @@
  */
 import { formatCidr, subnetOf } from "../base/ip.ts";
 import type { IngressLeg, Sandbox } from "./input.ts";
-import { pickChains, REFUSE_RULES } from "./pick-chains.ts";
+import { pickChains, REFUSE_RULES, slotMaps, slotMapTexts } from "./pick-chains.ts";
 import { buildSkeleton, type Chain, type SetDefinition, type Skeleton } from "./ruleset.ts";
 
 const BY_VIP = pickChains("pick", "ip daddr", "vip_slots");
 
 /** VIP → the chain that picks; any protocol, any port. */
 export const VIPS: SetDefinition = { name: "vips", key: ["ipv4"], value: { verdicts: BY_VIP.names } };
-/** (VIP, slot) → backend's address on the same network. */
-export const VIP_SLOTS: SetDefinition = { name: "vip_slots", key: ["ipv4", "number"], value: ["ipv4"] };
+/** By class of `choice.ts`: (VIP, slot) → backend's address on the same network. */
+export const VIP_SLOTS = slotMaps("vip_slots", ["ipv4"], ["ipv4"]);
 /** Inner source MAC of an entry node → the mark of its return path. */
 export const ENTRY_MARKS: SetDefinition = { name: "entry_marks", key: ["ether"], value: ["number"] };
 /** The same → the conntrack zone of the flows it sends. */
@@ -22,7 +22,7 @@ export const TARGETS: SetDefinition = { name: "targets", key: ["protocol", "port
 
 const VIP_DECLARATIONS = [
   "map vips { type ipv4_addr : verdict; }",
-  "map vip_slots { typeof ip daddr . numgen inc mod 65536 : ip daddr; }",
+  ...slotMapTexts("vip_slots", "ip daddr", "ip daddr"),
 ];
 const INGRESS_DECLARATIONS = [
   "map entry_marks { type ether_addr : mark; }",
@@ -42,7 +42,7 @@ export function sandboxSkeleton(
   const natPrerouting: string[] = [];
   if (hasVips) {
     declarations.push(...VIP_DECLARATIONS);
-    sets.push(VIP_SLOTS, VIPS);
+    sets.push(...VIP_SLOTS, VIPS);
     chains.push(REFUSE_RULES, ...BY_VIP.chains);
     chains.push({
       name: "output",

@@ -1,7 +1,8 @@
 /** One service's share of every table: depends on that service alone, so it is computed when it changes. */
+import { assert } from "../base/assert.ts";
 import type { EndpointId, NetworkId } from "../base/id.ts";
 import { type IpAddr, ipv4ToNumber, isIpv4 } from "../base/ip.ts";
-import { BACKENDS_MAX, ownedSlots } from "./choice.ts";
+import { BACKENDS_MAX, choiceClass, slotOwners } from "./choice.ts";
 import { nodePort, type NodePort } from "./claims.ts";
 import type { FlowGroup, HostFlow, VipFlow } from "./flows.ts";
 import { ADDRESS_PORTS, ADDRESS_SLOTS, PORTS, SLOTS } from "./host-rules.ts";
@@ -81,6 +82,12 @@ export function serviceBlocks(
     if (list === undefined) words.set(set, (list = []));
     return list;
   };
+  // The ports of a service mostly have the same backends.
+  let lastOwners: { readonly of: readonly Backend[]; readonly owners: Int16Array } | undefined;
+  const ownersOf = (backends: readonly Backend[]): Int16Array => {
+    if (lastOwners?.of !== backends) lastOwners = { of: backends, owners: slotOwnersOf(service, backends) };
+    return lastOwners.owners;
+  };
   const masked: number[] = [];
   const served: ServedPort[] = [];
   for (const port of ports) {
@@ -98,10 +105,11 @@ export function serviceBlocks(
       pickIndex(backends.length, service.affinity),
     );
     if (backends.length === 0) continue;
-    const slots = into(address === undefined ? SLOTS : ADDRESS_SLOTS);
+    const slots = into(slotMapFor(address === undefined ? SLOTS : ADDRESS_SLOTS, backends.length));
     const addresses = backends.map(({ ingressIp }) => ipv4ToNumber(ingressIp));
-    for (const { slot, owner } of slotsOf(service, backends))
-      slots.push(...key, slot, addresses[owner] ?? 0, port.target);
+    ownersOf(backends).forEach((owner, slot) => {
+      if (owner !== -1) slots.push(...key, slot, addresses[owner] ?? 0, port.target);
+    });
     backends.forEach(({ capable }, index) => {
       if (!keepClient || !capable) masked.push(addresses[index] ?? 0, protocol, port.target);
     });
@@ -115,7 +123,7 @@ export function serviceBlocks(
     vipGroups:
       service.endpointMode === "dnsrr" ? [] : vips.map(({ network, ip }) => vipGroup(service, network, ip)),
     served,
-    flows: flowGroup(service, ports, reachable),
+    flows: new ServiceFlows(service, ports, reachable),
     targets: ports.flatMap(({ protocol, target }) => [PROTOCOL_NUMBERS[protocol], target]),
   };
 }
@@ -171,17 +179,29 @@ function vipGroup(service: Service, network: NetworkId, vip: IpAddr): VipGroup {
   const blocks = [block(VIPS, [key, pickIndex(backends.length, service.affinity)])];
   if (backends.length > 0) {
     const addresses = backends.map(({ ip }) => ipv4ToNumber(ip));
-    const slots = slotsOf(service, backends).flatMap(({ slot, owner }) => [key, slot, addresses[owner] ?? 0]);
-    blocks.push(block(VIP_SLOTS, slots));
+    const slots: number[] = [];
+    slotOwnersOf(service, backends).forEach((owner, slot) => {
+      if (owner !== -1) slots.push(key, slot, addresses[owner] ?? 0);
+    });
+    blocks.push(block(slotMapFor(VIP_SLOTS, backends.length), slots));
   }
   // A sandbox on two networks of one service holds two groups of it: their ids must differ.
   return { network, ip: vip, group: { id: `${service.id}/${network}`, blocks } };
 }
 
 /** Seeded by the service alone: with affinity, all ports of a service lead a client to one backend. */
-function slotsOf(service: Service, backends: readonly Backend[]): ReturnType<typeof ownedSlots> {
-  const names = backends.map(({ endpoint }) => endpoint);
-  return ownedSlots(names, service.id);
+function slotOwnersOf(service: Service, backends: readonly Backend[]): Int16Array {
+  return slotOwners(
+    backends.map(({ endpoint }) => endpoint),
+    service.id,
+  );
+}
+
+/** Of one map per class, the one that a service with so many usable backends (at least one) is in. */
+function slotMapFor(maps: readonly SetDefinition[], count: number): SetDefinition {
+  const map = maps[choiceClass(count)];
+  assert(map !== undefined, "there is a map for every class");
+  return map;
 }
 
 /** Ready ones; of those the ones this node trusts; if there is none, what is left. Ascending by endpoint. */
@@ -194,23 +214,37 @@ function usableBackends<B extends Backend>(backends: readonly B[]): B[] {
   return usable.sort((a, b) => (a.endpoint < b.endpoint ? -1 : 1)).slice(0, BACKENDS_MAX);
 }
 
-/** Draining backends count: their flows go on. Suspended ones for TCP, which cannot start anew elsewhere. */
-function flowGroup(
-  service: Service,
-  ports: readonly PublishedPort[],
-  reachable: readonly ReachableBackend[],
-): FlowGroup {
-  const host: HostFlow[] = [];
-  for (const { ingressIp, state } of reachable) {
-    for (const { protocol, target } of ports)
-      if (protocol === "tcp" || state !== "suspended") host.push({ protocol, ip: ingressIp, port: target });
+/**
+ * Draining backends count: their flows go on. Suspended ones for TCP, which cannot start anew elsewhere. Worked out when
+ * somebody asks, which is when the service changes: for most services never.
+ */
+class ServiceFlows implements FlowGroup {
+  readonly id: string;
+  readonly #service: Service;
+  readonly #ports: readonly PublishedPort[];
+  readonly #reachable: readonly ReachableBackend[];
+
+  constructor(service: Service, ports: readonly PublishedPort[], reachable: readonly ReachableBackend[]) {
+    this.id = service.id;
+    this.#service = service;
+    this.#ports = ports;
+    this.#reachable = reachable;
   }
-  const vip: VipFlow[] = [];
-  for (const { network, ip, state } of service.backends) {
-    vip.push({ protocol: "tcp", network, ip });
-    if (state !== "suspended") vip.push({ protocol: "udp", network, ip });
+
+  get host(): readonly HostFlow[] {
+    return this.#reachable.flatMap(({ ingressIp, state }) =>
+      this.#ports
+        .filter(({ protocol }) => protocol === "tcp" || state !== "suspended")
+        .map(({ protocol, target }) => ({ protocol, ip: ingressIp, port: target })),
+    );
   }
-  return { id: service.id, host, vip };
+
+  get vip(): readonly VipFlow[] {
+    return this.#service.backends.flatMap(({ network, ip, state }): VipFlow[] => {
+      const tcp: VipFlow = { protocol: "tcp", network, ip };
+      return state === "suspended" ? [tcp] : [tcp, { protocol: "udp", network, ip }];
+    });
+  }
 }
 
 type ReachableBackend = Backend & { readonly ingressIp: IpAddr };

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import fc from "fast-check";
-import { CHOICE_CLASSES, choiceClass, maglevTable, ownedSlots, PROBES } from "../../src/mesh/choice.ts";
+import { CHOICE_CLASSES, choiceClass, maglevTable, PROBES, slotOwners } from "../../src/mesh/choice.ts";
 import { randomInt, seededRandom } from "../../src/base/random.ts";
 
 const backendNames = fc.uniqueArray(fc.string({ minLength: 4, maxLength: 12 }), {
@@ -22,11 +22,6 @@ test("every backend owns one position, every spare slot has an owner, and order 
       const byName = (of: readonly string[]) =>
         ownedSlots(of, seed).map(({ slot, owner }) => `${slot} ${of[owner]}`);
       assert.deepEqual(byName(reversed), byName(names));
-      const places = slots.map(({ slot }) => slot);
-      assert.deepEqual(
-        places,
-        [...new Set(places)].sort((a, b) => a - b),
-      );
     }),
   );
 });
@@ -64,6 +59,16 @@ test("adding one of ten backends moves about a tenth of the flows, and shares ar
   for (const share of shares.values())
     assert.ok(Math.abs(share / flows - 0.1) < 0.02, `share ${share / flows}`);
 });
+
+/** The slots that somebody owns, ascending. */
+function ownedSlots(
+  names: readonly string[],
+  seed: string,
+): { readonly slot: number; readonly owner: number }[] {
+  return [...slotOwners(names, seed)]
+    .map((owner, slot) => ({ slot, owner }))
+    .filter(({ owner }) => owner !== -1);
+}
 
 /** Follows the rules of `pick-chains.ts` with another hash than the kernel's. */
 function chooser(names: readonly string[], seed: string): (flow: number) => number {

@@ -8,12 +8,20 @@ import { dirname, join, resolve } from "node:path";
 import { test } from "node:test";
 import { fileURLToPath } from "node:url";
 
+/** How many upstream's list has. */
+const UPSTREAM = 23;
 const INVARIANTS: readonly (readonly [number: string, what: string, ...tests: string[]])[] = [
   [
     "1",
     "everyone attached holds the union of live rows",
     "any interleaving of joins, leaves and writes",
     "whole nodes agree on the rows",
+  ],
+  [
+    "2",
+    "only the settled state is judged: agreement is waited for, and must then last",
+    "any interleaving of joins, leaves and writes",
+    "after crashes, restarts, partitions and leaves everyone agrees",
   ],
   [
     "3",
@@ -92,6 +100,12 @@ const INVARIANTS: readonly (readonly [number: string, what: string, ...tests: st
 ];
 
 test("each property has its tests, by these names", () => {
+  const numbers = INVARIANTS.map(([number]) => number);
+  const all = Array.from({ length: UPSTREAM }, (_, index) => String(index + 1));
+  assert.deepEqual(
+    numbers.filter((number) => number !== "ours"),
+    all,
+  );
   const folder = resolve(dirname(fileURLToPath(import.meta.url)), "../../../test");
   const names = ["networkdb", "sim"].flatMap((area) =>
     readdirSync(join(folder, area))
