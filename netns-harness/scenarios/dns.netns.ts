@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
-import type { ServiceView } from "../../src/agent/control-protocol.ts";
+import type { ResolveView, ServiceView } from "../../src/agent/control-protocol.ts";
 import { attach, attachPlace, httpBackend, stateOf } from "../endpoints.ts";
 import type { Host } from "../host.ts";
 import type { Lab } from "../lab.ts";
@@ -47,6 +47,38 @@ scenario("names of services, backends, endpoints and addresses, over UDP and TCP
   assert.match((await dig(box, "web", "A")).text, /EDNS: version: 0, flags:; udp: 4096\n[^]*\t30\tIN\tA\t/);
   assert.match((await dig(box, "tasks.web", "A", "+noedns")).text, /ADDITIONAL: 0\n[^]*\t5\tIN\tA\t/);
   assert.equal((await dig(box, "web", "A", "+edns=1", "+noednsneg")).status, "BADVERS");
+
+  // Why that is so.
+  const why = (name: string): Promise<ResolveView> =>
+    node1.ctlJson<ResolveView>("resolve", name, "--from", "box");
+  const { tried, ...answer } = await why("tasks.WEB.blue.");
+  assert.deepEqual(
+    { ...answer, addresses: [...answer.addresses].sort() },
+    {
+      name: "tasks.web.blue",
+      from: "box",
+      outcome: "answered",
+      detail: "",
+      addresses: [web1.ip, web2.ip].sort(),
+      ttlSeconds: 5,
+    },
+  );
+  assert.deepEqual(
+    tried.map(({ name, network, known, service, rows }) => ({
+      ...{ name, network, known, service },
+      rows: rows.map((row) => `${row.endpoint} ${row.ip} ${row.state} on ${row.node}`).sort(),
+    })),
+    [
+      { name: "tasks.web.blue", network: "blue", known: false, service: undefined, rows: [] },
+      {
+        ...{ name: "tasks.web", network: "blue", known: true, service: { name: "web", vip } },
+        rows: [`web.1 ${web1.ip} serving on ${node1.name}`, `web.2 ${web2.ip} serving on ${nodes[1].name}`],
+      },
+    ],
+  );
+  assert.deepEqual((await why("web")).addresses, [vip]);
+  assert.equal((await why("nobody.blue")).outcome, "refused");
+  assert.match((await node1.netctl("resolve", "_80._tcp.web", "--from", "box")).stderr, /not PTR and SRV/);
 
   // A network whose name has dots, and an endpoint on both.
   await node1.ctl("network", "create", "green.team");
@@ -159,6 +191,11 @@ scenario(
       assert.notEqual((await dig(safe.place, name, "TXT")).status, "SILENT");
     assert.equal(await addressesOf(safe.place, "secret.example.test"), "NXDOMAIN");
     assert.equal(await addressesOf(safe.place, "safe"), safe.ip);
+
+    const outcome = async (name: string, from: string): Promise<string> =>
+      (await node1.ctlJson<ResolveView>("resolve", name, "--from", from)).outcome;
+    assert.equal(await outcome("www.example.test", "box"), "forwarded");
+    assert.equal(await outcome("www.example.test", "safe"), "refused");
 
     // The policy follows the endpoint's networks.
     await attachPlace(node1, "blue", "safe2", safe.place, "--ifname", "eth1");

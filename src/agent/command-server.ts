@@ -16,7 +16,7 @@ import type { Logger } from "./log.ts";
 
 /** Commands that ask the agent and print, and need no terminal, signal or process of their own. */
 const RUN_HERE: ReadonlySet<string> = new Set([
-  ...["attach", "detach", "endpoint", "info", "network", "node", "service"],
+  ...["attach", "detach", "endpoint", "info", "network", "node", "resolve", "service"],
 ]);
 const NOT_HERE = 255;
 /** More words than a person or program types are cut off, so that they cannot fill our memory. */

@@ -125,6 +125,8 @@ export const requests = {
   plan: z.object({ network: reference.optional() }),
   events: z.object({ sinceMs: z.number().int().min(0).optional(), follow: z.boolean().default(true) }),
   doctor: z.object({}),
+  /** What a name means to an endpoint of this node, and why. */
+  resolve: z.object({ from: reference, name: z.string().min(1).max(255) }),
   trace: z.object({ from: reference, to: reference, port: port.optional() }),
   /** Where netctl may capture: it runs tcpdump itself, so that a flood of frames does not pass through the agent. */
   "capture.place": z.object({ network: reference }),
@@ -182,6 +184,7 @@ export interface Results {
   /** Events arrive as `event` frames of type EventView; the result ends a stream that does not follow. */
   events: Record<string, never>;
   doctor: DoctorView;
+  resolve: ResolveView;
   trace: TraceView;
   "capture.place": { readonly netns: string; readonly link: string };
   "capture.remote": Record<string, never>;
@@ -362,6 +365,41 @@ export interface HopView {
   readonly status: "ok" | "broken" | "unknown";
   /** What is wrong; empty when nothing is. */
   readonly detail: string;
+}
+
+export interface ResolveView {
+  readonly name: string;
+  /** The endpoint that asks. */
+  readonly from: string;
+  readonly outcome: "answered" | "empty" | "waiting" | "refused" | "forwarded";
+  /** Why there is no address; empty when there is. */
+  readonly detail: string;
+  readonly addresses: string[];
+  /** How long a client may remember them; null without addresses. */
+  readonly ttlSeconds: number | null;
+  /** In the order they are tried; the first known one counts. */
+  readonly tried: NameTryView[];
+}
+
+export interface NameTryView {
+  readonly name: string;
+  readonly network: string;
+  readonly known: boolean;
+  /** The definition of that name; `vip` is empty where backends are answered. */
+  readonly service?: { readonly name: string; readonly vip: string };
+  readonly rows: NameRowView[];
+}
+
+/** A row of endpoint_table that gives a name. */
+export interface NameRowView {
+  readonly endpoint: string;
+  readonly id: string;
+  readonly node: string;
+  readonly ip: string;
+  /** Draining ones are not answered, suspended ones only where nobody serves. */
+  readonly state: "serving" | "draining" | "suspended";
+  readonly lamport: string;
+  readonly ageSeconds: number;
 }
 
 export interface TraceView {

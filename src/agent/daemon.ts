@@ -34,6 +34,7 @@ import { LoopDelay } from "./loop-delay.ts";
 import { createLogger, type Logger } from "./log.ts";
 import { MeshRunner } from "./mesh-runner.ts";
 import { MetricsServer } from "./metrics.ts";
+import { explainName } from "./name-explanation.ts";
 import { PathRunner, pathQuestion } from "./path-runner.ts";
 import { PeersFile } from "./peers-file.ts";
 import { PortCheck } from "./port-check.ts";
@@ -167,6 +168,7 @@ async function runLocked(
     portCheck,
     doctor: () => doctor.examine(),
     trace: (from, to, port) => tracer.trace(from, to, port),
+    resolve: (from, name) => explainName({ agent, views, dns }, from, name),
   });
   const metrics =
     config.metricsAddr === undefined

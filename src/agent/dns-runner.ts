@@ -9,6 +9,7 @@ import type { Asker, Transport } from "../dns/resolver.ts";
 import { Zone, type NamedEndpoint, type NamedService, type ServicePort } from "../dns/zone.ts";
 import { removeDnsRedirect } from "../kernel/dns-redirect.ts";
 import { Netns } from "../kernel/netns.ts";
+import type { RowView } from "../networkdb/networkdb.ts";
 import { endpointRecordOf } from "../overlay/rows.ts";
 import { INGRESS } from "../state/ingress.ts";
 import { Clock } from "../transport/clock.ts";
@@ -254,25 +255,8 @@ export class DnsRunner implements Dependent {
     const ports = this.#portsInRows();
     const found: NamedEndpoint[] = [];
     for (const row of networkDb.rows(network, ENDPOINT_TABLE, { suspended: true })) {
-      const record = endpointRecordOf(row);
-      if (record === undefined) continue;
-      found.push({
-        name: record.name,
-        taskAliases: record.taskAliases,
-        ip: record.endpointIp,
-        node: row.owner,
-        state: record.serviceDisabled ? "draining" : row.state === "suspended" ? "suspended" : "serving",
-        ...(record.serviceId === ""
-          ? {}
-          : {
-              service: {
-                name: record.serviceName,
-                aliases: record.aliases,
-                vip: record.virtualIp,
-                ports: ports.get(record.serviceId) ?? [],
-              },
-            }),
-      });
+      const endpoint = namedEndpoint(row, ports);
+      if (endpoint !== undefined) found.push(endpoint);
     }
     return found;
   }
@@ -300,6 +284,32 @@ export class DnsRunner implements Dependent {
         : [{ name: service.name, vip: membership.vip, ports: service.ports }];
     });
   }
+}
+
+/** What a row says about names; undefined when it cannot be read. `ports`: published ones by service id. */
+export function namedEndpoint(
+  row: RowView,
+  ports: ReadonlyMap<string, readonly ServicePort[]> = new Map(),
+): NamedEndpoint | undefined {
+  const record = endpointRecordOf(row);
+  if (record === undefined) return undefined;
+  return {
+    name: record.name,
+    taskAliases: record.taskAliases,
+    ip: record.endpointIp,
+    node: row.owner,
+    state: record.serviceDisabled ? "draining" : row.state === "suspended" ? "suspended" : "serving",
+    ...(record.serviceId === ""
+      ? {}
+      : {
+          service: {
+            name: record.serviceName,
+            aliases: record.aliases,
+            vip: record.virtualIp,
+            ports: ports.get(record.serviceId) ?? [],
+          },
+        }),
+  };
 }
 
 /** Virtual IPs outlive backends by far. */

@@ -39,6 +39,8 @@ export interface HandlerParts {
   readonly portCheck: PortCheck;
   readonly doctor: () => Promise<Results["doctor"]>;
   readonly trace: (from: string, to: string, port: number | undefined) => Promise<Results["trace"]>;
+  /** What a name means to an endpoint of this node. @throws NetError */
+  readonly resolve: (from: string, name: string) => Results["resolve"];
 }
 
 /** How often a backend's leg in the ingress network is looked for while it is made. */
@@ -421,6 +423,7 @@ export function createHandlers(parts: HandlerParts): ControlHandlers {
     events: ({ sinceMs, follow }, reporter) => streamEvents(agent, sinceMs, follow, reporter),
     doctor: () => parts.doctor(),
     trace: ({ from, to, port }) => parts.trace(from, to, port),
+    resolve: ({ from, name }) => parts.resolve(from, name),
     "capture.place": ({ network }) => capturePlace(agent, network),
     "capture.remote": (params, reporter) => captureRemotely(parts, params, reporter),
   };

@@ -1,3 +1,4 @@
+import { unreachable } from "../base/assert.ts";
 import { tryParseIp, type IpAddr } from "../base/ip.ts";
 import { shuffle, type Random } from "../base/random.ts";
 import type { Instant } from "../base/time.ts";
@@ -96,14 +97,34 @@ export function resolve(
     if (found !== undefined) return known(found.answers, found.additionals);
   }
 
-  // A name that another network has now is found above, whatever this one has forgotten.
-  if (
-    find(name, asker.zones, (zone, host) => (zone.hasVanished(host, now) ? EMPTY : undefined)) !== undefined
-  )
-    return reply(DNS_RCODE.noError);
-  if (asker.learning) return { type: "hold" };
-  if (isOurs(name, asker.zones) || asker.isElsewhere(name)) return reply(DNS_RCODE.nxDomain);
-  return asker.mayForward ? { type: "forward" } : reply(DNS_RCODE.nxDomain);
+  const fate = fateOf(name, asker, now);
+  switch (fate) {
+    case "vanished":
+      return reply(DNS_RCODE.noError);
+    case "learning":
+      return { type: "hold" };
+    case "ours":
+    case "internal":
+      return reply(DNS_RCODE.nxDomain);
+    case "forward":
+      return { type: "forward" };
+    default:
+      return unreachable(fate);
+  }
+}
+
+/**
+ * Why a name that no network knows is answered as it is: it was known a moment ago; the tables are not here yet; it can
+ * only be ours; the asker is on internal networks only; else it is asked outside.
+ */
+export type Fate = "vanished" | "learning" | "ours" | "internal" | "forward";
+
+export function fateOf(name: string, asker: Asker, now: Instant): Fate {
+  for (const { zone, host } of candidates(name, asker.zones))
+    if (zone.hasVanished(host, now)) return "vanished";
+  if (asker.learning) return "learning";
+  if (isOurs(name, asker.zones) || asker.isElsewhere(name)) return "ours";
+  return asker.mayForward ? "forward" : "internal";
 }
 
 /** A reply without answers: SERVFAIL when upstream fails, REFUSED when too many wait. */
@@ -160,25 +181,28 @@ function recordsOf(type: number, entry: NameEntry): readonly DnsRecord[] {
 }
 
 /**
- * `a.b.c` is tried as itself on every network, then as `a.b` on network `c`, then as `a` on network `b.c`; the first
- * network that knows it wins and nothing is merged.
+ * What a name may mean, in the order it is tried: `a.b.c` is itself on every network, then `a.b` on network `c`, then `a`
+ * on network `b.c`; the first network that knows it wins and nothing is merged.
  */
+export function* candidates(
+  name: string,
+  zones: readonly Zone[],
+): Generator<{ readonly zone: Zone; readonly host: string }> {
+  for (const zone of zones) yield { zone, host: name };
+  for (let at = name.lastIndexOf("."); at > 0; at = name.lastIndexOf(".", at - 1)) {
+    const network = name.slice(at + 1);
+    for (const zone of zones) if (zone.suffix === network) yield { zone, host: name.slice(0, at) };
+  }
+}
+
 function find<T>(
   name: string,
   zones: readonly Zone[],
   lookup: (zone: Zone, host: string) => T | undefined,
 ): T | undefined {
-  for (const zone of zones) {
-    const found = lookup(zone, name);
+  for (const { zone, host } of candidates(name, zones)) {
+    const found = lookup(zone, host);
     if (found !== undefined) return found;
-  }
-  for (let at = name.lastIndexOf("."); at > 0; at = name.lastIndexOf(".", at - 1)) {
-    const network = name.slice(at + 1);
-    for (const zone of zones) {
-      if (zone.suffix !== network) continue;
-      const found = lookup(zone, name.slice(0, at));
-      if (found !== undefined) return found;
-    }
   }
   return undefined;
 }

@@ -28,6 +28,12 @@ export interface NamedEndpoint {
   };
 }
 
+/** Every name that leads to an endpoint, as it is written in its row. */
+export function namesOf({ name, taskAliases, service }: NamedEndpoint): string[] {
+  const ofService = service === undefined ? [] : [service.name, ...service.aliases];
+  return [...ofService, ...ofService.map((one) => `tasks.${one}`), name, ...taskAliases];
+}
+
 export interface ServicePort {
   readonly published: number;
   readonly target: number;

@@ -1,9 +1,9 @@
 import type { Command } from "commander";
-import type { DoctorView, PlanView } from "../../agent/control-protocol.ts";
+import type { DoctorView, PlanView, ResolveView } from "../../agent/control-protocol.ts";
 import { contextOf, parseDuration } from "../context.ts";
-import { paint, type Screen } from "../render.ts";
+import { age, paint, renderTable, type Screen } from "../render.ts";
 
-/** plan, events, doctor: what the agent knows, wants, did and thinks is wrong. */
+/** plan, events, doctor, resolve: what the agent knows, wants, did and thinks is wrong. */
 export function addLookCommands(program: Command): void {
   program
     .command("plan")
@@ -47,6 +47,54 @@ export function addLookCommands(program: Command): void {
       context.print(report, renderDoctor);
       if (!report.ok) process.exitCode = 1;
     });
+  program
+    .command("resolve")
+    .description("what a name means to an endpoint of this node: what it is tried as, and the rows behind it")
+    .argument("<name>")
+    .requiredOption("--from <endpoint>", "the endpoint of this node that asks")
+    .addHelpText("after", "\nExample:\n  netctl resolve web1 --from box")
+    .action(async (name: string, { from }: { from: string }, command: Command) => {
+      const context = contextOf(command);
+      context.print(await context.client.call("resolve", { name, from }), renderResolve);
+    });
+}
+
+/** A line for each row and definition behind each meaning, then what is answered. */
+export function renderResolve(view: ResolveView, screen: Screen): string {
+  type Line = Readonly<
+    Record<"name" | "network" | "by" | "address" | "state" | "node" | "lamport" | "age", string>
+  >;
+  const none = { by: "-", address: "-", state: "-", node: "-", lamport: "-", age: "-" };
+  const lines = view.tried.flatMap(({ name, network, service, rows }): Line[] => {
+    const tried = { ...none, name, network };
+    const found: Line[] = rows.map((row) => ({
+      ...tried,
+      ...{ by: row.endpoint, address: row.ip, state: row.state, node: row.node },
+      ...{ lamport: row.lamport, age: age(1000 * row.ageSeconds) },
+    }));
+    if (service !== undefined)
+      found.unshift({ ...tried, by: `service ${service.name}`, address: service.vip || "-" });
+    return found.length > 0 ? found : [{ ...tried, state: "unknown" }];
+  });
+  const table = renderTable(
+    lines,
+    [
+      { title: "TRIED AS", value: (line) => line.name },
+      { title: "NETWORK", value: (line) => line.network },
+      { title: "BY", value: (line) => line.by },
+      { title: "ADDRESS", value: (line) => line.address },
+      { title: "STATE", value: (line) => line.state },
+      { title: "NODE", value: (line) => line.node, drop: 2 },
+      { title: "LTIME", value: (line) => line.lamport, drop: 3 },
+      { title: "AGE", value: (line) => line.age, drop: 1 },
+    ],
+    screen,
+  );
+  const answer =
+    view.outcome === "answered"
+      ? `${view.addresses.join(", ")}, for ${view.ttlSeconds} s`
+      : `no address: ${view.detail}`;
+  return `${table}\n${view.name} for ${view.from}: ${answer}\n`;
 }
 
 function renderPlan(plans: PlanView[], screen: Screen): string {
