@@ -1,9 +1,8 @@
-import { utf8 } from "../base/bytes.ts";
 import { unreachable } from "../base/assert.ts";
-import { DecodeError, NetError } from "../base/error.ts";
-import { randomBase36, type NetworkId, type NodeId, type NodeName, type ServiceId } from "../base/id.ts";
-import { ipv4ToNumber, tryParseIp, type IpAddr } from "../base/ip.ts";
-import { sample, type Random } from "../base/random.ts";
+import { DecodeError } from "../base/error.ts";
+import type { NetworkId, NodeId, NodeName, ServiceId } from "../base/id.ts";
+import { ipv4ToNumber, type IpAddr } from "../base/ip.ts";
+import type { Random } from "../base/random.ts";
 import { after, earliest, elapsed, type Instant } from "../base/time.ts";
 import { MAX_RING_SEEDS, type Network, type NodeDefinition, type Service } from "../wire/state/definition.ts";
 import type { Entry } from "../wire/state/entry.ts";
@@ -13,7 +12,8 @@ import { decodeSnapshot, encodeSnapshot, type Snapshot } from "../wire/state/sna
 import { hashRing, seedRing } from "./address-ring.ts";
 import { AddressBook } from "./address-book.ts";
 import type { AddressSpace } from "./address-space.ts";
-import { Allocator, type Want, type WantOutcome } from "./allocator.ts";
+import { Allocator } from "./allocator.ts";
+import { DEFAULT_CONFIG, type StateConfig } from "./config.ts";
 import { ConflictWatch } from "./conflict-watch.ts";
 import { compareClaims, definitionConflicts, type Conflict } from "./conflicts.ts";
 import { Definitions, entryKey, hashEntry, type DefinitionChange } from "./definitions.ts";
@@ -21,12 +21,10 @@ import type { StateEffect, StateInput } from "./effect.ts";
 import { findNamed, printable } from "./find.ts";
 import { INGRESS } from "./ingress.ts";
 import { Members } from "./members.ts";
-import { makeNetwork } from "./network-rules.ts";
 import { Outbox } from "./outbox.ts";
 import { FORWARD_LIMIT, Replication, type Item } from "./replication.ts";
-import type { AddressHolder, StateRequest } from "./request.ts";
-import { ServiceJobs, vipHolder, type ServiceMode } from "./service-jobs.ts";
-import { laidOver, makeService } from "./service-rules.ts";
+import { Requests } from "./requests.ts";
+import { vipHolder } from "./service-jobs.ts";
 import { Takeover } from "./takeover.ts";
 import {
   allocationsOf,
@@ -52,35 +50,6 @@ export interface StateOptions {
   readonly config?: Partial<StateConfig>;
 }
 
-export interface StateConfig {
-  /** Between two rounds of gossip, milliseconds. */
-  readonly gossipMs: number;
-  /** Members told per round. */
-  readonly gossipFanout: number;
-  /** A change is told multiplier · ⌈log₁₀(members + 1)⌉ times. */
-  readonly retransmitMultiplier: number;
-  /** Between two digests to a random member while something changes, milliseconds. */
-  readonly digestMs: number;
-  /** Bound of a packet's payload, bytes. */
-  readonly packetBytes: number;
-  /** How long one owner is given to answer a request for addresses, milliseconds. */
-  readonly askMs: number;
-  /** How long a request for an address may take in all, milliseconds. */
-  readonly allocateMs: number;
-  /** After joining, how long to wait for a ring of `ingress` before one is seeded, milliseconds. */
-  readonly seedMs: number;
-}
-
-const DEFAULTS: StateConfig = {
-  gossipMs: 200,
-  gossipFanout: 3,
-  retransmitMultiplier: 4,
-  digestMs: 1000,
-  packetBytes: 1100,
-  askMs: 2000,
-  allocateMs: 8000,
-  seedMs: 5000,
-};
 const EXPIRE_MS = 3600_000;
 const SEED_RETRY_MS = 1000;
 
@@ -91,7 +60,6 @@ const SEED_RETRY_MS = 1000;
 export class State {
   readonly #node: NodeId;
   readonly #memberName: NodeName;
-  readonly #random: Random;
   readonly #config: StateConfig;
   readonly #definitions = new Definitions();
   /** Networks that only this node knows, by id. */
@@ -104,10 +72,7 @@ export class State {
   readonly #allocator: Allocator;
   readonly #takeover: Takeover;
   readonly #counters = new Map<string, number>();
-  /** Requests of the caller for addresses, by want. */
-  readonly #requests = new Map<number, number>();
-  readonly #jobs: ServiceJobs;
-  #nextWant = 0;
+  readonly #requests: Requests;
   /** Networks whose ring or allocations were changed by this input. */
   readonly #touched = new Set<NetworkId>();
   /** Networks with ranges that became ours: whoever waits for an address may get one. */
@@ -129,11 +94,10 @@ export class State {
 
   /** @throws DecodeError when the snapshot is damaged or of another node */
   constructor(options: StateOptions, now: Instant) {
-    const config = { ...DEFAULTS, ...options.config };
+    const config = { ...DEFAULT_CONFIG, ...options.config };
     const { node, random } = options;
     this.#node = node;
     this.#memberName = options.memberName;
-    this.#random = random;
     this.#config = config;
     this.#expireAt = after(now, EXPIRE_MS);
     this.#book = new AddressBook(node);
@@ -173,13 +137,24 @@ export class State {
       },
       this.#spaces,
     );
-    this.#jobs = new ServiceJobs({
+    this.#requests = new Requests({
+      node,
+      random,
+      members,
       outbox,
-      validate: (id, mode) => this.#serviceOf(id, mode),
-      want: (network, holder) => this.#newWant(network, holder),
       allocator: this.#allocator,
-      release: (holderId) => this.#releaseHolder(holderId),
-      write: (value, at) => this.#write(this.#definitions.write({ kind: "service", value }, node, at), at),
+      definitions: this.#definitions,
+      spaces: this.#spaces,
+      networks: () => this.#networks(),
+      services: () => this.#services(),
+      findNetwork: (reference) => this.findNetwork(reference),
+      findService: (reference) => this.findService(reference),
+      findNode: (reference) => this.findNode(reference),
+      write: (entry, at) => this.#write(entry, at),
+      addExternal: (network, at) => this.#addExternal(network, at),
+      removeExternal: (id, at) => this.#removeExternal(id, at),
+      release: (network, address) => this.#release(network, address),
+      releaseHolder: (holderId) => this.#releaseHolder(holderId),
     });
     this.#addSpace(INGRESS);
     if (options.snapshot !== undefined) this.#restore(decodeSnapshot(options.snapshot), now);
@@ -320,7 +295,7 @@ export class State {
       case "remove-node":
       case "allocate":
       case "release":
-        return this.#request(input, now);
+        return this.#requests.handle(input, now);
       default:
         return unreachable(input);
     }
@@ -377,7 +352,7 @@ export class State {
     for (;;) {
       const settled = this.#allocator.takeSettled();
       if (settled.length === 0) break;
-      for (const outcome of settled) this.#wantSettled(outcome, now);
+      for (const outcome of settled) this.#requests.settled(outcome, now);
     }
     for (const network of this.#touched) this.#ringTouched(network, now);
     this.#touched.clear();
@@ -486,72 +461,7 @@ export class State {
     }
   }
 
-  // Requests
-
-  #request(input: StateRequest, now: Instant): void {
-    try {
-      this.#perform(input, now);
-    } catch (error) {
-      if (!(error instanceof NetError)) throw error;
-      this.#outbox.refuse(input.request, error);
-    }
-  }
-
-  #perform(input: StateRequest, now: Instant): void {
-    const { request } = input;
-    switch (input.type) {
-      case "create-network": {
-        const network = makeNetwork(input.spec, {
-          networks: this.#networks(),
-          hostSubnets: input.hostSubnets,
-          created: this.#definitions.clock + 1,
-          ringSeeds: this.#ringSeeds(),
-          random: this.#random,
-        });
-        if (network.external === undefined)
-          this.#write(this.#definitions.write({ kind: "network", value: network }, this.#node, now), now);
-        else this.#addExternal(network, now);
-        return this.#outbox.done(request, { type: "network", network });
-      }
-      case "remove-network":
-        return this.#removeNetwork(input, now);
-      case "create-service": {
-        const id = randomBase36(this.#random) as ServiceId;
-        return this.#jobs.begin(request, id, { type: "create", spec: input.spec }, now);
-      }
-      case "update-service": {
-        const { id } = this.findService(input.service);
-        return this.#jobs.begin(request, id, { type: "update", spec: input.spec }, now);
-      }
-      case "remove-service": {
-        const { id } = this.findService(input.service);
-        this.#write(this.#definitions.remove("service", id, this.#node, now), now);
-        return this.#outbox.done(request, { type: "removed", id });
-      }
-      case "update-node": {
-        const known = this.findNode(input.node);
-        if (known.removed)
-          throw new NetError("node-removed", `update node ${known.name}: it was removed from the cluster`);
-        const node: NodeDefinition = { ...known, availability: input.availability };
-        this.#write(this.#definitions.write({ kind: "node", value: node }, this.#node, now), now);
-        return this.#outbox.done(request, { type: "node", node });
-      }
-      case "remove-node":
-        return this.#removeNode(request, input.node, now);
-      case "allocate":
-        return this.#allocate(input, now);
-      case "release": {
-        if (this.#spaces.get(input.network)?.release(ipv4ToNumber(input.address)) === true) {
-          this.#touched.add(input.network);
-          this.#outbox.saveFirst();
-          this.#conflictsStale = true;
-        }
-        return this.#outbox.done(request, { type: "released" });
-      }
-      default:
-        return unreachable(input);
-    }
-  }
+  // Consequences
 
   #addExternal(network: Network, now: Instant): void {
     this.#externals.set(network.id, network);
@@ -559,99 +469,18 @@ export class State {
     this.#applyChanges([{ kind: "network", id: network.id }], now);
   }
 
-  #removeNetwork(input: StateRequest & { readonly type: "remove-network" }, now: Instant): void {
-    const network = this.findNetwork(input.network);
-    const refuse = (code: string, why: string): never => {
-      throw new NetError(code, `remove network ${network.name}: ${why}`);
-    };
-    if (network.ingress) refuse("network-predefined", "it carries the published ports and always exists");
-    const services = this.#services().filter((service) =>
-      service.networks.some((attachment) => attachment.network === network.id),
-    );
-    if (services.length > 0)
-      refuse(
-        "network-in-use",
-        `service ${listText(services.map(({ name }) => name))} is on it; remove it first`,
-      );
-    if (input.endpoints.length > 0)
-      refuse("network-in-use", `endpoint ${listText(input.endpoints)} is on it; detach it first`);
-    if (this.#externals.delete(network.id)) {
-      this.#outbox.saveFirst();
-      this.#applyChanges([{ kind: "network", id: network.id }], now);
-    } else this.#write(this.#definitions.remove("network", network.id, this.#node, now), now);
-    this.#outbox.done(input.request, { type: "removed", id: network.id });
+  #removeExternal(id: NetworkId, now: Instant): boolean {
+    if (!this.#externals.delete(id)) return false;
+    this.#outbox.saveFirst();
+    this.#applyChanges([{ kind: "network", id }], now);
+    return true;
   }
 
-  #removeNode(request: number, reference: string, now: Instant): void {
-    const known = this.findNode(reference);
-    if (known.id === this.#node)
-      throw new NetError("node-self", `remove node ${known.name}: it is this node; run it on another one`);
-    if (this.#members.nameOf(known.id) !== undefined)
-      throw new NetError(
-        "node-alive",
-        `remove node ${known.name}: it is a member; stop its agent first (netctl leave there), or its addresses could be given twice`,
-      );
-    if (!known.removed) {
-      const value: NodeDefinition = { ...known, removed: true };
-      this.#write(this.#definitions.write({ kind: "node", value }, this.#node, now), now);
-    }
-    this.#outbox.done(request, { type: "removed", id: known.id });
-  }
-
-  #allocate(input: StateRequest & { readonly type: "allocate" }, now: Instant): void {
-    const network = this.findNetwork(input.network);
-    const holder = { id: input.holder.id, name: printable(input.holder.name) };
-    if (holder.id === "" || utf8(holder.id).length > 128)
-      throw new NetError(
-        "holder-invalid",
-        `give an address on ${network.name}: a holder id has 1 to 128 bytes`,
-      );
-    if (network.disabled) {
-      const why = network.conflicts.find((conflict) => conflict.type === "vni")?.text ?? "";
-      throw new NetError("network-disabled", `give ${holder.name} an address on ${network.name}: ${why}`);
-    }
-    const address = input.address === undefined ? undefined : tryParseIp(input.address);
-    if (input.address !== undefined && address === undefined)
-      throw new NetError(
-        "address-invalid",
-        `give ${holder.name} address '${printable(input.address)}' on ${network.name}: not an IP address`,
-      );
-    const want = this.#newWant(network.id, holder, address);
-    this.#requests.set(want.id, input.request);
-    this.#allocator.want(want, now);
-  }
-
-  #newWant(network: NetworkId, holder: AddressHolder, address?: IpAddr): Want {
-    const id = ++this.#nextWant;
-    return { id, network, holder, ...(address === undefined ? {} : { address }) };
-  }
-
-  #wantSettled(outcome: WantOutcome, now: Instant): void {
-    const { want } = outcome;
-    const request = this.#requests.get(want.id);
-    if (request !== undefined) {
-      this.#requests.delete(want.id);
-      if ("error" in outcome) return this.#outbox.refuse(request, outcome.error);
-      const prefixLength = this.#spaces.get(want.network)?.network.subnet.prefixLength ?? 32;
-      return this.#outbox.done(request, {
-        type: "address",
-        network: want.network,
-        address: { ip: outcome.address, prefixLength },
-      });
-    }
-    this.#jobs.settled(outcome, now);
-  }
-
-  /** What a service job asks for, checked against what is known now. @throws NetError */
-  #serviceOf(id: ServiceId, mode: ServiceMode): Service {
-    const previous = this.#definitions.service(id);
-    if (mode.type === "update" && previous === undefined)
-      throw new NetError("service-unknown", `update service ${id}: it was removed meanwhile`);
-    return makeService(id, mode.type === "create" ? mode.spec : laidOver(previous, mode.spec), previous, {
-      services: this.#services(),
-      networks: this.#networks(),
-      created: this.#definitions.clock + 1,
-    });
+  #release(network: NetworkId, address: IpAddr): void {
+    if (this.#spaces.get(network)?.release(ipv4ToNumber(address)) !== true) return;
+    this.#touched.add(network);
+    this.#outbox.saveFirst();
+    this.#conflictsStale = true;
   }
 
   #releaseHolder(holderId: string): void {
@@ -660,8 +489,6 @@ export class State {
       this.#outbox.saveFirst();
     }
   }
-
-  // Consequences
 
   /** A local write: on disk before anybody hears of it. */
   #write(entry: Entry, now: Instant): void {
@@ -750,12 +577,6 @@ export class State {
     this.#allocator.retry(INGRESS.id, now);
   }
 
-  /** This node and some members, among whom a new network's addresses are divided. */
-  #ringSeeds(): NodeId[] {
-    const others = this.#members.ids().filter((id) => this.#definitions.node(id)?.removed !== true);
-    return [this.#node, ...sample(this.#random, others, MAX_RING_SEEDS - 1).sort()];
-  }
-
   // Conflicts
 
   #blocked(now: Instant): Conflict | undefined {
@@ -837,10 +658,4 @@ export class State {
 
 function ringKey(network: NetworkId): string {
   return `ring/${network}`;
-}
-
-function listText(names: readonly string[]): string {
-  return names.length <= 5
-    ? names.join(", ")
-    : `${names.slice(0, 5).join(", ")} and ${names.length - 5} more`;
 }

@@ -5,7 +5,8 @@ import { seededRandom, type Random } from "../../src/base/random.ts";
 import { after, instant, type Instant } from "../../src/base/time.ts";
 import type { StateEffect, StateInput } from "../../src/state/effect.ts";
 import type { StateRequest, StateResult } from "../../src/state/request.ts";
-import { State, type StateConfig } from "../../src/state/state.ts";
+import type { StateConfig } from "../../src/state/config.ts";
+import { State } from "../../src/state/state.ts";
 
 export interface WorldOptions {
   readonly seed: number;
