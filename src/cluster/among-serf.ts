@@ -3,12 +3,12 @@ import { after, type Instant } from "../base/time.ts";
 import { TransmitQueue, transmitLimit } from "../base/transmit-queue.ts";
 import {
   decodeSerfMessage,
-  decodeSerfUserState,
   encodeSerfKeyResponse,
   encodeSerfMessage,
   SERF_TYPE,
   type SerfQuery,
 } from "../wire/memberlist/serf.ts";
+import { decodeSerfUserState } from "../wire/memberlist/serf-user-state.ts";
 
 /**
  * How long our leave intent has to spread before memberlist's goodbye. Serf agents that hear the goodbye first take

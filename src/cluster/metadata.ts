@@ -1,7 +1,7 @@
 import { DecodeError } from "../base/error.ts";
 import { nodeId, type NodeId } from "../base/id.ts";
 import { tryParseIp, type IpAddr } from "../base/ip.ts";
-import { decodeSerfTags, encodeSerfTags } from "../wire/memberlist/serf.ts";
+import { decodeSerfTags, encodeSerfTags } from "../wire/memberlist/serf-tags.ts";
 
 /** memberlist carries no more. */
 const MAX_META_BYTES = 512;

@@ -2,12 +2,8 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { AmongSerf } from "../../src/cluster/among-serf.ts";
 import { instant } from "../../src/base/time.ts";
-import {
-  decodeSerfMessage,
-  encodeSerfMessage,
-  encodeSerfUserState,
-  type SerfQuery,
-} from "../../src/wire/memberlist/serf.ts";
+import { decodeSerfMessage, encodeSerfMessage, type SerfQuery } from "../../src/wire/memberlist/serf.ts";
+import { encodeSerfUserState } from "../../src/wire/memberlist/serf-user-state.ts";
 
 const NOW = instant(0);
 

@@ -11,16 +11,10 @@ import { decodeDnsQuery, dnsTimes } from "../../src/wire/dns/message.ts";
 import { decodeMessage, encodeMessage } from "../../src/wire/memberlist/message.ts";
 import { decodePacket } from "../../src/wire/memberlist/packet.ts";
 import { UNSEALED, type Sealing } from "../../src/wire/memberlist/seal.ts";
-import {
-  decodeSerfCoordinate,
-  decodeSerfMessage,
-  decodeSerfTags,
-  decodeSerfUserState,
-  encodeSerfCoordinate,
-  encodeSerfMessage,
-  encodeSerfTags,
-  encodeSerfUserState,
-} from "../../src/wire/memberlist/serf.ts";
+import { decodeSerfMessage, encodeSerfMessage } from "../../src/wire/memberlist/serf.ts";
+import { decodeSerfCoordinate, encodeSerfCoordinate } from "../../src/wire/memberlist/serf-coordinate.ts";
+import { decodeSerfTags, encodeSerfTags } from "../../src/wire/memberlist/serf-tags.ts";
+import { decodeSerfUserState, encodeSerfUserState } from "../../src/wire/memberlist/serf-user-state.ts";
 import {
   encodeStreamMessage,
   STREAM_LIMITS,

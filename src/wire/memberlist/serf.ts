@@ -1,28 +1,26 @@
 /**
- * What serf puts inside memberlist (hashicorp/serf serf/messages.go, coordinate/coordinate.go): tags in the
- * member's meta, typed user messages, the user state of a push/pull, the payload of an ack. Enough for a plain
- * member to live among serf agents: read all, and write the intents by which serf tells "left" from "failed".
+ * Serf's user messages (hashicorp/serf serf/messages.go). Enough for a plain member to live among serf agents: read
+ * all, and write the intents by which serf tells "left" from "failed". Its tags, user state and coordinates are in the
+ * files beside this one.
  *
  * Lamport times are u64 in Go; those above 2⁵³ − 1 are refused rather than rounded.
  */
 import { unreachable } from "../../base/assert.ts";
-import { ByteWriter, fromUtf8 } from "../../base/bytes.ts";
+import { ByteWriter } from "../../base/bytes.ts";
 import { DecodeError } from "../../base/error.ts";
 import {
   fieldCount,
-  fieldKey,
   fieldTable,
   MsgpackReader,
   NO_BYTES,
   writeArrayHeader,
   writeBool,
   writeBytes,
-  writeDouble,
   writeMapHeader,
   writeNil,
   writeText,
-  writeUnsigned,
 } from "../msgpack.ts";
+import { bytes, KEY, list, text, unsigned } from "./serf-fields.ts";
 
 /** First byte of a serf user message. */
 export const SERF_TYPE = {
@@ -37,34 +35,6 @@ export const SERF_TYPE = {
   keyResponse: 8,
   relay: 9,
 } as const;
-
-export type SerfTags = ReadonlyMap<string, string>;
-
-const TAGS_MAGIC = 0xff;
-
-/** `ff`, then a map of texts; memberlist carries at most 512 bytes of it. */
-export function encodeSerfTags(tags: SerfTags): Uint8Array {
-  const out = new ByteWriter();
-  out.u8(TAGS_MAGIC);
-  writeMapHeader(out, tags.size);
-  for (const [name, value] of tags) {
-    writeText(out, name);
-    writeText(out, value);
-  }
-  return out.finish();
-}
-
-/** Meta without the magic byte, of any other application too, is one old tag "role". @throws DecodeError */
-export function decodeSerfTags(meta: Uint8Array): SerfTags {
-  if (meta[0] !== TAGS_MAGIC) return new Map([["role", fromUtf8(meta)]]);
-  const input = new MsgpackReader(meta, "serf tags", 1);
-  const tags = new Map<string, string>();
-  for (let left = input.mapHeader(); left > 0; left--) {
-    const name = input.text();
-    tags.set(name, input.text());
-  }
-  return tags;
-}
 
 /** Leaving of its own will; gossiped a while before memberlist's leave, or serf shows the member as failed. */
 export interface SerfLeaveIntent {
@@ -477,250 +447,3 @@ function decodeRelay(input: MsgpackReader, payload: Uint8Array): SerfRelay {
   }
   return { type: "relay", destAddr, destPort, destZone, destNode, message: payload.slice(input.offset) };
 }
-
-export interface SerfRecentEvents {
-  readonly ltime: number;
-  readonly events: readonly { readonly name: string; readonly payload: Uint8Array }[];
-}
-
-/** User state of a push/pull. The clocks are one ahead of the last time used. */
-export interface SerfUserState {
-  readonly ltime: number;
-  /** Lamport time of each member's latest intent. */
-  readonly statusLtimes: ReadonlyMap<string, number>;
-  readonly leftMembers: readonly string[];
-  readonly eventLtime: number;
-  /** The sender's ring of recent events, empty slots and all. */
-  readonly events: readonly (SerfRecentEvents | undefined)[];
-  readonly queryLtime: number;
-}
-
-export function encodeSerfUserState(state: SerfUserState): Uint8Array {
-  const out = new ByteWriter(1024);
-  out.u8(SERF_TYPE.pushPull);
-  writeMapHeader(out, 6);
-  unsigned(out, KEY.eventLtime, state.eventLtime);
-  out.write(KEY.events);
-  writeArrayHeader(out, state.events.length);
-  for (const slot of state.events) {
-    if (slot === undefined) {
-      writeNil(out);
-      continue;
-    }
-    writeMapHeader(out, 2);
-    out.write(KEY.events);
-    writeArrayHeader(out, slot.events.length);
-    for (const event of slot.events) {
-      writeMapHeader(out, 2);
-      text(out, KEY.name, event.name);
-      bytes(out, KEY.payload, event.payload);
-    }
-    unsigned(out, KEY.ltime, slot.ltime);
-  }
-  unsigned(out, KEY.ltime, state.ltime);
-  out.write(KEY.leftMembers);
-  writeArrayHeader(out, state.leftMembers.length);
-  for (const member of state.leftMembers) writeText(out, member);
-  unsigned(out, KEY.queryLtime, state.queryLtime);
-  out.write(KEY.statusLtimes);
-  writeMapHeader(out, state.statusLtimes.size);
-  for (const [member, ltime] of state.statusLtimes) {
-    writeText(out, member);
-    writeUnsigned(out, ltime);
-  }
-  return out.finish();
-}
-
-const USER_STATE = fieldTable("LTime", "StatusLTimes", "LeftMembers", "EventLTime", "Events", "QueryLTime");
-
-/** @throws DecodeError unless it starts with serf's push/pull type and fits it. */
-export function decodeSerfUserState(userState: Uint8Array): SerfUserState {
-  if (userState[0] !== SERF_TYPE.pushPull)
-    throw new DecodeError("serf user state", 0, "not a push/pull message");
-  const input = new MsgpackReader(userState, "serf user state", 1);
-  let ltime = 0;
-  const statusLtimes = new Map<string, number>();
-  let leftMembers: readonly string[] = [];
-  let eventLtime = 0;
-  let events: readonly (SerfRecentEvents | undefined)[] = [];
-  let queryLtime = 0;
-  const shape = input.struct();
-  for (let i = 0, count = fieldCount(shape); i < count; i++) {
-    switch (input.field(shape, i, USER_STATE)) {
-      case 0:
-        ltime = input.u53();
-        break;
-      case 1:
-        for (let left = input.mapHeader(); left > 0; left--) {
-          const member = input.text();
-          statusLtimes.set(member, input.u53());
-        }
-        break;
-      case 2:
-        leftMembers = list(input, () => input.text());
-        break;
-      case 3:
-        eventLtime = input.u53();
-        break;
-      case 4:
-        events = list(input, () => (input.nil() ? undefined : decodeRecentEvents(input)));
-        break;
-      case 5:
-        queryLtime = input.u53();
-        break;
-      default:
-        input.skip();
-    }
-  }
-  return { ltime, statusLtimes, leftMembers, eventLtime, events, queryLtime };
-}
-
-const RECENT_EVENTS = fieldTable("LTime", "Events");
-const RECENT_EVENT = fieldTable("Name", "Payload");
-
-function decodeRecentEvents(input: MsgpackReader): SerfRecentEvents {
-  let ltime = 0;
-  let events: SerfRecentEvents["events"] = [];
-  const shape = input.struct();
-  for (let i = 0, count = fieldCount(shape); i < count; i++) {
-    switch (input.field(shape, i, RECENT_EVENTS)) {
-      case 0:
-        ltime = input.u53();
-        break;
-      case 1:
-        events = list(input, () => decodeRecentEvent(input));
-        break;
-      default:
-        input.skip();
-    }
-  }
-  return { ltime, events };
-}
-
-function decodeRecentEvent(input: MsgpackReader): SerfRecentEvents["events"][number] {
-  let name = "";
-  let payload = NO_BYTES;
-  const shape = input.struct();
-  for (let i = 0, count = fieldCount(shape); i < count; i++) {
-    switch (input.field(shape, i, RECENT_EVENT)) {
-      case 0:
-        name = input.text();
-        break;
-      case 1:
-        payload = input.bytes();
-        break;
-      default:
-        input.skip();
-    }
-  }
-  return { name, payload };
-}
-
-/** Vivaldi coordinate, in seconds. */
-export interface SerfCoordinate {
-  /** 8 dimensions by default. */
-  readonly vec: readonly number[];
-  readonly error: number;
-  readonly adjustment: number;
-  readonly height: number;
-}
-
-const PING_VERSION = 1;
-
-/** Payload of an ack. */
-export function encodeSerfCoordinate(coordinate: SerfCoordinate): Uint8Array {
-  const out = new ByteWriter();
-  out.u8(PING_VERSION);
-  writeMapHeader(out, 4);
-  out.write(KEY.adjustment);
-  writeDouble(out, coordinate.adjustment);
-  out.write(KEY.error);
-  writeDouble(out, coordinate.error);
-  out.write(KEY.height);
-  writeDouble(out, coordinate.height);
-  out.write(KEY.vec);
-  writeArrayHeader(out, coordinate.vec.length);
-  for (const component of coordinate.vec) writeDouble(out, component);
-  return out.finish();
-}
-
-const COORDINATE = fieldTable("Vec", "Error", "Adjustment", "Height");
-
-/** @throws DecodeError on another version or a body that does not fit. */
-export function decodeSerfCoordinate(payload: Uint8Array): SerfCoordinate {
-  if (payload[0] !== PING_VERSION) throw new DecodeError("serf coordinate", 0, "unknown version");
-  const input = new MsgpackReader(payload, "serf coordinate", 1);
-  let vec: readonly number[] = [];
-  let error = 0;
-  let adjustment = 0;
-  let height = 0;
-  const shape = input.struct();
-  for (let i = 0, count = fieldCount(shape); i < count; i++) {
-    switch (input.field(shape, i, COORDINATE)) {
-      case 0:
-        vec = list(input, () => input.double());
-        break;
-      case 1:
-        error = input.double();
-        break;
-      case 2:
-        adjustment = input.double();
-        break;
-      case 3:
-        height = input.double();
-        break;
-      default:
-        input.skip();
-    }
-  }
-  return { vec, error, adjustment, height };
-}
-
-function list<T>(input: MsgpackReader, item: () => T): T[] {
-  const items: T[] = [];
-  for (let left = input.arrayHeader(); left > 0; left--) items.push(item());
-  return items;
-}
-
-function unsigned(out: ByteWriter, key: Uint8Array, value: number): void {
-  writeUnsigned(out.write(key), value);
-}
-
-function text(out: ByteWriter, key: Uint8Array, value: string): void {
-  writeText(out.write(key), value);
-}
-
-function bytes(out: ByteWriter, key: Uint8Array, value: Uint8Array): void {
-  writeBytes(out.write(key), value);
-}
-
-const KEY = {
-  addr: fieldKey("Addr"),
-  adjustment: fieldKey("Adjustment"),
-  cc: fieldKey("CC"),
-  destAddr: fieldKey("DestAddr"),
-  destName: fieldKey("DestName"),
-  error: fieldKey("Error"),
-  eventLtime: fieldKey("EventLTime"),
-  events: fieldKey("Events"),
-  filters: fieldKey("Filters"),
-  flags: fieldKey("Flags"),
-  from: fieldKey("From"),
-  height: fieldKey("Height"),
-  id: fieldKey("ID"),
-  ip: fieldKey("IP"),
-  leftMembers: fieldKey("LeftMembers"),
-  ltime: fieldKey("LTime"),
-  name: fieldKey("Name"),
-  node: fieldKey("Node"),
-  payload: fieldKey("Payload"),
-  port: fieldKey("Port"),
-  prune: fieldKey("Prune"),
-  queryLtime: fieldKey("QueryLTime"),
-  relayFactor: fieldKey("RelayFactor"),
-  sourceNode: fieldKey("SourceNode"),
-  statusLtimes: fieldKey("StatusLTimes"),
-  timeout: fieldKey("Timeout"),
-  vec: fieldKey("Vec"),
-  zone: fieldKey("Zone"),
-} as const;

@@ -2,18 +2,14 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { fromHex, toHex } from "../../../src/base/bytes.ts";
 import { DecodeError } from "../../../src/base/error.ts";
+import { decodeSerfMessage, encodeSerfMessage, type SerfMessage } from "../../../src/wire/memberlist/serf.ts";
+import { decodeSerfCoordinate, encodeSerfCoordinate } from "../../../src/wire/memberlist/serf-coordinate.ts";
+import { decodeSerfTags, encodeSerfTags } from "../../../src/wire/memberlist/serf-tags.ts";
 import {
-  decodeSerfCoordinate,
-  decodeSerfMessage,
-  decodeSerfTags,
   decodeSerfUserState,
-  encodeSerfCoordinate,
-  encodeSerfMessage,
-  encodeSerfTags,
   encodeSerfUserState,
-  type SerfMessage,
   type SerfUserState,
-} from "../../../src/wire/memberlist/serf.ts";
+} from "../../../src/wire/memberlist/serf-user-state.ts";
 import { loadVectors } from "../../vectors/load.ts";
 
 const vectors = loadVectors<{ name: string; hex: string; carrier: string; decoded: Decoded }>(
