@@ -20,8 +20,9 @@ const STORM = 32;
 const STORM_EXCHANGE_MS = 3_000;
 /** A storm that goes on is not waited for. */
 const STORM_MS = 15_000;
-/** A stranger that pings us has so long to become known by gossip. */
-const STRANGER_PATIENCE_MS = 3_000;
+/** A stranger that pings us has so long to become known by gossip, which takes longer among many. */
+const STRANGER_PATIENCE_MS = 500;
+const STRANGER_PATIENCE_AMONG_MANY_MS = 3_000;
 /** Until the first exchange: what gossip alone tells a newcomer is only news, never the whole. */
 const FIRST_EXCHANGE_MS = 2_000;
 
@@ -182,7 +183,9 @@ export class Exchanges {
    */
   stranger(name: string, address: SocketAddr, now: Instant): void {
     if (this.#stranger !== undefined && this.#stranger.name !== name) return;
-    this.#stranger ??= { name, address, dueAt: after(now, STRANGER_PATIENCE_MS) };
+    const few = this.#context.members.size <= UNSCALED_MEMBERS;
+    const patienceMs = few ? STRANGER_PATIENCE_MS : STRANGER_PATIENCE_AMONG_MANY_MS;
+    this.#stranger ??= { name, address, dueAt: after(now, patienceMs) };
   }
 
   /** A suspect answered us, yet its refutation has not come: fetch it. */
