@@ -34,7 +34,10 @@ redis-server|redis-server|test,demo|where dockercoins keeps its coins
 dnsmasq|dnsmasq-base|bench|a DNS server to compare ours with
 iperf3|iperf3|bench|throughput
 wrk|wrk|bench|requests over kept connections
-haproxy|haproxy|bench|a proxy to compare the mesh with"
+haproxy|haproxy|bench|a proxy to compare the mesh with
+nebula|nebula|bench|a userspace overlay to compare the engine with
+tincd|tinc|bench|another one
+ovs-vswitchd|openvswitch-switch|bench|VXLAN in userspace to compare the engine with"
 
 main() {
   check_node
@@ -86,7 +89,7 @@ install_packages() {
     for package in "$@"; do
       for unit in $(dpkg -L "$package" | sed -n 's,^.*/systemd/system/\([^/]*\.\(service\|socket\)\)$,\1,p'); do
         [[ $package == docker.io || $package == serf || $package == iperf3 || $package == haproxy ||
-          $package == redis-server ]] &&
+          $package == redis-server || $package == openvswitch-switch || $package == tinc || $package == nebula ]] &&
           systemctl disable "$unit" >/dev/null 2>&1 || true
       done
     done

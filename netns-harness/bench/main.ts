@@ -19,7 +19,7 @@ export type BenchOptions = {
 
 const BENCHES: Readonly<Record<string, string>> = {
   overlay: "two endpoints across two hosts: bare underlay, Docker's layout, ours",
-  userspace: "the userspace engine beside kernel VXLAN",
+  userspace: "the engine beside VXLAN in the kernel, nebula, tinc and Open vSwitch",
   gossip: "membership: convergence, traffic, failure detection",
   tables: "23 nodes, 100,000 rows",
   dns: "names inside a sandbox, beside dnsmasq",

@@ -18,7 +18,7 @@ import { runCommand, mustSucceed } from "../command.ts";
 import { DIST } from "../place.ts";
 import type { BenchOptions } from "./main.ts";
 import { SCALE_COLUMNS, scaleFigures } from "./mesh-scale.ts";
-import { json, table, writeJson, type Figure, type Goal } from "./report.ts";
+import { json, progress, table, writeJson, type Figure, type Goal } from "./report.ts";
 
 const DIRECT = "direct";
 const OURS = "ours";
@@ -292,10 +292,4 @@ function bitsPerSecond(report: string): number {
     readonly end: { readonly sum_received: { readonly bits_per_second: number } };
   };
   return end.sum_received.bits_per_second;
-}
-
-/** One line on a terminal, overwritten by the next. */
-function progress(line: string): void {
-  if (process.stderr.isTTY) process.stderr.write(`\r\x1b[K${line}`);
-  else if (line !== "") console.error(line);
 }

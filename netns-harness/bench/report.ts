@@ -116,6 +116,12 @@ export function short(value: number): string {
   return `${scaled.toFixed(digits)}${suffix}`;
 }
 
+/** One line on a terminal, overwritten by the next; an empty one clears it. */
+export function progress(line: string): void {
+  if (process.stderr.isTTY) process.stderr.write(`\r\x1b[K${line}`);
+  else if (line !== "") console.error(line);
+}
+
 function width(cell: string): number {
   return [...cell].length;
 }
