@@ -3,9 +3,10 @@ import { join } from "node:path";
 import { errorCode, NetError } from "../base/error.ts";
 import { removeDnsRedirect } from "../kernel/dns-redirect.ts";
 import { reconcileForwardPolicy } from "../kernel/forward-policy.ts";
+import { removeEngineTable } from "../kernel/engine-runner.ts";
 import { deleteLink, listLinks } from "../kernel/links.ts";
 import { NetlinkSocket } from "../kernel/netlink-socket.ts";
-import { Netns } from "../kernel/netns.ts";
+import { Netns, removeScratchNamespaces } from "../kernel/netns.ts";
 import { NftTableKeeper } from "../kernel/nft.ts";
 import { reconcileReturnPath } from "../kernel/return-path.ts";
 import { TABLE } from "../mesh/ruleset.ts";
@@ -45,6 +46,8 @@ export async function cleanUp(
       using host = Netns.current();
       if (await reconcileForwardPolicy(host, undefined)) say("rules in iptables' FORWARD");
     });
+    if (existsSync(join(runDir, "netns")))
+      await attempt(join(runDir, "netns"), () => removeScratchNamespaces(join(runDir, "netns")));
     for (const path of pinnedNamespaces(runDir)) {
       await attempt(path, () => {
         Netns.remove(path);
@@ -53,6 +56,7 @@ export async function cleanUp(
       });
     }
     rmSync(join(dataDir, "endpoints.json"), { force: true });
+    removeEngineTable(runDir);
   } finally {
     lock?.close();
   }

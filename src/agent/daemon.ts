@@ -7,6 +7,7 @@ import { nodeId, nodeName, randomBase36, randomHex } from "../base/id.ts";
 import { formatSocketAddr, ipToBytes, parseHostPort, type IpAddr, type SocketAddr } from "../base/ip.ts";
 import type { Random } from "../base/random.ts";
 import type { Dataplane } from "../kernel/dataplane.ts";
+import { removeEngineTable } from "../kernel/engine-runner.ts";
 import { formatMissing, missingFeatures, probeFeatures, type FeatureName } from "../kernel/features.ts";
 import { NetlinkSocket } from "../kernel/netlink-socket.ts";
 import { TapDataplane } from "../kernel/tap-dataplane.ts";
@@ -253,6 +254,8 @@ function openDataplane(
   const runDirectory = config.runDir;
   switch (kind) {
     case "kernel":
+      // Of a time when an engine ran here; the next one begins with what gossip says.
+      removeEngineTable(runDirectory);
       return { dataplane: new VxlanDataplane({ runDirectory }), reason };
     case "userspace": {
       const addresses = config.dataPathAddrs.length > 0 ? config.dataPathAddrs : [config.advertise.ip];

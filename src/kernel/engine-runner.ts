@@ -5,7 +5,8 @@
  * The table is also written to a file, as the kernel would keep it for a VXLAN device: a restarted agent forwards at
  * once to whom its former life forwarded, long before the tables have come back by gossip.
  */
-import { readFileSync, renameSync, writeFileSync } from "node:fs";
+import { readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
 import { DecodeError, errorCode, NetError } from "../base/error.ts";
 import type { Vni } from "../base/id.ts";
 import type { IpAddr } from "../base/ip.ts";
@@ -22,8 +23,8 @@ export interface EngineRunnerOptions {
   readonly host: Netns;
   /** Data-path addresses, at least one; the first of a family is the source of what we send. */
   readonly addresses: readonly IpAddr[];
-  /** Where the table is kept. */
-  readonly tableFile: string;
+  /** Where the table is kept, in a file of its own. */
+  readonly runDirectory: string;
 }
 
 export interface RunnerNetwork extends EngineNetworkOptions {
@@ -46,11 +47,24 @@ const SAVE_MS = 500;
 /** How much longer than publishing took nothing is published, while more is being entered. */
 const PUBLISH_REST = 20;
 
+const TABLE_FILE = "engine-table";
+/** Written first, so that a torn one never has the table's name. */
+const NEW_SUFFIX = ".new";
+
+/** Removes the table that an engine's former life has left. */
+export function removeEngineTable(runDirectory: string): void {
+  const path = join(runDirectory, TABLE_FILE);
+  for (const file of [path, `${path}${NEW_SUFFIX}`]) rmSync(file, { force: true });
+}
+
 export class EngineRunner {
   readonly #options: EngineRunnerOptions;
   /** Of attached networks, and of those the former life had and nobody has asked for yet. */
   readonly #entries: Map<Vni, EngineEntries>;
+  readonly #tableFile: string;
   readonly #attached = new Set<Vni>();
+  /** Of the former life, and not attached yet. */
+  readonly #inherited = new Set<Vni>();
   /** Not to be remembered: they die with the process. */
   readonly #passing = new Set<Vni>();
   #engine: { readonly engine: Engine; readonly port: number } | undefined;
@@ -61,7 +75,9 @@ export class EngineRunner {
 
   constructor(options: EngineRunnerOptions) {
     this.#options = options;
-    this.#entries = readTable(options.tableFile);
+    this.#tableFile = join(options.runDirectory, TABLE_FILE);
+    this.#entries = readTable(this.#tableFile);
+    for (const vni of this.#entries.keys()) this.#inherited.add(vni);
   }
 
   /**
@@ -80,6 +96,7 @@ export class EngineRunner {
       throw engineError(what, error);
     }
     this.#attached.add(vni);
+    this.#inherited.delete(vni);
     if (passing === true) this.#passing.add(vni);
     if (adopt !== true) this.forget(vni);
     this.#unpublished = true;
@@ -97,6 +114,17 @@ export class EngineRunner {
   /** Forgets the network's entries. */
   forget(vni: Vni): void {
     if (this.#entries.delete(vni)) this.#changed();
+  }
+
+  /** Whether there are entries of a former life on networks that nobody has attached yet. */
+  get inherits(): boolean {
+    return this.#inherited.size > 0;
+  }
+
+  /** Nobody will: forgets them. */
+  disinherit(): void {
+    for (const vni of this.#inherited) this.forget(vni);
+    this.#inherited.clear();
   }
 
   /** A live view. */
@@ -173,11 +201,10 @@ export class EngineRunner {
 
   #save(): void {
     this.#saving = undefined;
-    const { tableFile } = this.#options;
     try {
       const bytes = encodeEngineTable(this.#networks((vni) => !this.#passing.has(vni)));
-      writeFileSync(`${tableFile}.new`, bytes, { mode: 0o600 });
-      renameSync(`${tableFile}.new`, tableFile);
+      writeFileSync(`${this.#tableFile}${NEW_SUFFIX}`, bytes, { mode: 0o600 });
+      renameSync(`${this.#tableFile}${NEW_SUFFIX}`, this.#tableFile);
     } catch (error) {
       // Without the file the next life waits for gossip, as a first one does.
       if (errorCode(error) === undefined) throw error;

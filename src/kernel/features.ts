@@ -10,7 +10,7 @@ import type { VxlanInfo } from "../wire/netlink/link.ts";
 import { MACVLAN_MODE_BRIDGE } from "../wire/netlink/link.ts";
 import { createLink, findLink } from "./links.ts";
 import { NetlinkSocket } from "./netlink-socket.ts";
-import { Netns } from "./netns.ts";
+import { Netns, scratchPath } from "./netns.ts";
 import { closeSync } from "node:fs";
 
 export type FeatureName =
@@ -55,7 +55,7 @@ export function probeFeatures(runDirectory: string): readonly Feature[] {
   const features: Feature[] = Object.entries(CAPABILITIES).map(([name, bit]) =>
     featureOf(name as FeatureName, () => requireCapability(name, bit)),
   );
-  const path = join(runDirectory, "netns", `.probe-${process.pid}`);
+  const path = scratchPath(join(runDirectory, "netns"), "probe");
   let netns: Netns | undefined;
   features.push(
     featureOf("network-namespaces", () => {

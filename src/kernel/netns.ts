@@ -4,8 +4,17 @@
  * The calling thread is switched there and back (`native/src/netns.cc`), so an action must not await: what it
  * leaves to the event loop would run in the host's namespace.
  */
-import { closeSync, fstatSync, mkdirSync, openSync, readFileSync, statSync, writeFileSync } from "node:fs";
-import { dirname } from "node:path";
+import {
+  closeSync,
+  fstatSync,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  statSync,
+  writeFileSync,
+} from "node:fs";
+import { dirname, join } from "node:path";
 import { errorCode, NetError } from "../base/error.ts";
 import type { IpAddr } from "../base/ip.ts";
 import { BIND_FLAG, isSyscallError, native } from "./native.ts";
@@ -195,6 +204,16 @@ const IFF_VNET_HDR = 0x4000;
 
 function sysctlPath(name: string): string {
   return `/proc/sys/${name.includes("/") ? name : name.replaceAll(".", "/")}`;
+}
+
+/** Where a namespace is pinned for a moment, while it is made: tries and probes. `name` is its purpose. */
+export function scratchPath(directory: string, name: string): string {
+  return join(directory, `.${name}-${process.pid}`);
+}
+
+/** Unpins those of processes that were killed in that moment. */
+export function removeScratchNamespaces(directory: string): void {
+  for (const name of readdirSync(directory)) if (name.startsWith(".")) Netns.remove(join(directory, name));
 }
 
 /** Entering is the only sure test: an unpinned file opens just as well. */

@@ -21,7 +21,7 @@ import { ApplyRound, DONE } from "./apply-round.ts";
 import type { AppliedStep, Dataplane, ProbeLink, ProbeLinkOptions, ReadOptions } from "./dataplane.ts";
 import { deleteLink } from "./links.ts";
 import { type EntryStep, isEntryStep } from "./neighbors.ts";
-import { Netns } from "./netns.ts";
+import { Netns, removeScratchNamespaces } from "./netns.ts";
 import { type LinkSnapshot, namespaceIdOf, NetworkNamespace } from "./network-namespace.ts";
 import { createEndpoint, createGateway, setEndpoint, setGateway } from "./overlay-links.ts";
 import { actualEndpoints, actualGateway } from "./overlay-reader.ts";
@@ -58,6 +58,7 @@ export abstract class OverlayDataplane implements Dataplane {
   constructor(options: DataplaneOptions) {
     this.directory = join(options.runDirectory, "netns");
     mkdirSync(this.directory, { recursive: true, mode: 0o755 });
+    removeScratchNamespaces(this.directory);
     this.host = options.hostNamespace === undefined ? Netns.current() : Netns.open(options.hostNamespace);
     raiseNeighborLimits(this.host);
   }

@@ -21,7 +21,7 @@ import type { Dataplane, ProbeLink } from "./dataplane.ts";
 import { setLink } from "./links.ts";
 import type { EntryStep } from "./neighbors.ts";
 import { NetlinkSocket } from "./netlink-socket.ts";
-import { Netns } from "./netns.ts";
+import { Netns, scratchPath } from "./netns.ts";
 import { requireLink } from "./overlay-links.ts";
 
 /** Its name; in `ip -all netns exec ip link` nobody sees it, in the kernel's log everybody. */
@@ -75,7 +75,7 @@ export class ProbeDevice implements Disposable {
   /** @throws NetError `EEXIST` while the device of a killed agent is still being taken apart: try again. */
   static open(options: ProbeDeviceOptions): ProbeDevice {
     const { vtep, dataPathPort } = options;
-    const path = join(options.runDirectory, "netns", `.path-probe-${process.pid}`);
+    const path = scratchPath(join(options.runDirectory, "netns"), "path-probe");
     Netns.remove(path);
     const netns = Netns.create(path);
     let netlink: NetlinkSocket | undefined;

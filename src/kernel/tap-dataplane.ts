@@ -6,7 +6,6 @@
  * does. FDB and neighbors are the engine's table, so no other hand can change them.
  */
 import { closeSync } from "node:fs";
-import { join } from "node:path";
 import { NetError } from "../base/error.ts";
 import { type NetworkId, vni } from "../base/id.ts";
 import type { IpAddr } from "../base/ip.ts";
@@ -50,14 +49,16 @@ export class TapDataplane extends OverlayDataplane {
     this.#runner = new EngineRunner({
       host: this.host,
       addresses: options.addresses,
-      tableFile: join(options.runDirectory, "engine-table"),
+      runDirectory: options.runDirectory,
     });
+    this.#disinherit();
   }
 
   override apply(desired: DesiredOverlay, steps: readonly OverlayStep[]): readonly AppliedStep[] {
     try {
       return super.apply(desired, steps);
     } finally {
+      this.#disinherit();
       this.#runner.publishSoon();
     }
   }
@@ -195,6 +196,12 @@ export class TapDataplane extends OverlayDataplane {
     if (attachment === undefined) return;
     this.#attachments.delete(network);
     this.#runner.detach(attachment.core.vni);
+  }
+
+  /** A network that went while no agent ran never asks for what was remembered of it. */
+  #disinherit(): void {
+    if (this.#runner.inherits && this.list().every((network) => this.#attachments.has(network)))
+      this.#runner.disinherit();
   }
 
   #setLink(namespace: NetworkNamespace, core: DesiredCore, what: string): void {

@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { closeSync, existsSync, readdirSync, writeFileSync } from "node:fs";
+import { closeSync, existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
 import { parseIp } from "../../src/base/ip.ts";
@@ -8,7 +8,10 @@ import { Netns } from "../../src/kernel/netns.ts";
 import { ProbeDevice } from "../../src/kernel/probe-device.ts";
 import { TapDataplane } from "../../src/kernel/tap-dataplane.ts";
 import type { DesiredOverlay, LinkKind, OverlayNetwork } from "../../src/overlay/desired.ts";
+import { decodeEngineTable } from "../../src/overlay/engine-table.ts";
+import { namespaceName } from "../../src/overlay/naming.ts";
 import { planOverlay } from "../../src/overlay/plan.ts";
+import { plainBytes } from "../../src/transport/plain-bytes.ts";
 import type { PathProbe } from "../../src/wire/path-probe.ts";
 import {
   failures,
@@ -192,6 +195,29 @@ test("a table of a former life that is damaged is as good as none", needs, () =>
   assert.deepEqual(lines(a.plan(desiredA), network), []);
   assert.ok(pings(web.name, "10.0.9.7"));
 });
+
+test(
+  "what a killed process left is gone with the next: entries of a network that went, half a probe",
+  needs,
+  () => {
+    using lab = new KernelLab();
+    const { a, desiredA, network, web } = pair(lab);
+    const scratch = join(a.runDirectory, "netns", ".path-probe-1");
+    const table = join(a.runDirectory, "engine-table");
+    const remembered = (): number => decodeEngineTable(plainBytes(readFileSync(table))).length;
+    a.dataplane.close();
+    assert.equal(remembered(), 1);
+    Netns.create(scratch).close();
+    Netns.remove(join(a.runDirectory, "netns", namespaceName(network.id)));
+    a.dataplane = a.newDataplane();
+    assert.ok(!existsSync(scratch));
+    a.dataplane.close();
+    assert.equal(remembered(), 0);
+    a.dataplane = a.newDataplane();
+    assert.deepEqual(failures(a.reconcile(desiredA).applied), []);
+    assert.ok(pings(web.name, "10.0.9.7"));
+  },
+);
 
 test("a node may change its dataplane, there and back", needs, () => {
   using lab = new KernelLab();
