@@ -16,6 +16,7 @@
 #include "engine/neighbor.h"
 #include "engine/segment.h"
 #include "engine/table.h"
+#include "engine/tunnel_frame.h"
 #include "reference.h"
 
 namespace netagent::engine {
@@ -197,6 +198,71 @@ void SegmentsEqualTheReference() {
     CHECK(accepted);
     CHECK(fast == reference::Segment(super.frame, super.header));
   }
+}
+
+/** Every offset is checked against a second parse of what was built. */
+void WholeSuperframesAreVxlanPacketsWithBothChecksumsOpen() {
+  for (int i = 0; i < 500; i++) {
+    Shape shape;
+    shape.v4 = OneIn(2);
+    shape.tcp = OneIn(2);
+    shape.vlan_tags = static_cast<int>(Below(3));
+    shape.payload = 1 + Below(OneIn(2) ? 65000 : 4000);
+    const uint16_t size = static_cast<uint16_t>(1 + Below(1400));
+    const Super super = MakeSuper(shape, size);
+    // The frame lies in a block that ends with it and begins with the room for what comes before.
+    Frame block(kTunnelHeadroom);
+    block.insert(block.end(), super.frame.begin(), super.frame.end());
+    block.shrink_to_fit();
+    uint8_t* data = block.data() + kTunnelHeadroom;
+    FrameView frame;
+    CHECK(ParseFrame({data, super.frame.size()}, frame));
+    SegmentPlan plan;
+    CHECK(PlanSegments(frame, super.header, data, plan));
+    const bool fits = super.frame.size() + 20 + 8 + 8 <= 65535;
+    CHECK(FitsTunnelFrame(frame, plan) == fits);
+    if (!fits) continue;
+    const uint8_t from[4] = {192, 0, 2, 1}, to[4] = {192, 0, 2, 7};
+    const TunnelWay way = {.source = IpKey::FromV4(from),
+                           .destination = IpKey::FromV4(to),
+                           .source_port = 50000,
+                           .destination_port = 4789,
+                           .ifindex = 0x01020304,
+                           .ip_id = 9,
+                           .ecn = 2};
+    CHECK(BuildTunnelFrame(frame, super.header, plan, 4097, way, data) == block.data());
+    CHECK(std::equal(super.frame.begin(), super.frame.end(), data));
+
+    const Frame outer(block.begin() + sizeof(TunnelVirtioHeader), block.end());
+    const FrameView view = View(outer);
+    CHECK(view.kind == FrameView::Kind::kUdp && view.end == outer.size() && view.payload == kOuterBytes - kVxlanBytes);
+    CHECK(Load32(outer.data() + 8) == way.ifindex);
+    CHECK(FoldSum(SumBytes(outer.data() + view.l3, 20)) == 0xffff);
+    CHECK(view.ecn() == 2 && outer[view.l3] == 0x45 && Load16(outer.data() + view.l3 + 4) == 9);
+    CHECK(std::equal(from, from + 4, outer.data() + view.l3 + 12) && std::equal(to, to + 4, outer.data() + view.l3 + 16));
+    CHECK(Load16(outer.data() + view.l4) == 50000 && Load16(outer.data() + view.l4 + 2) == 4789);
+    CHECK(LoadRaw16(outer.data() + view.l4 + 6) == FoldSum(PseudoHeaderSum(view, view.end - view.l4)));
+    CHECK(ParseVxlanHeader({outer.data() + view.payload, outer.size() - view.payload}) == 4097);
+
+    TunnelVirtioHeader header;
+    std::memcpy(&header, block.data(), sizeof header);
+    const uint8_t* inner = outer.data() + kOuterBytes;
+    CHECK(header.basic.flags == (1 | 8) && header.basic.gso_type == (super.header.gso_type | 0x20));
+    CHECK(header.basic.gso_size == size && header.basic.header_bytes == kOuterBytes + frame.payload);
+    CHECK(outer.data() + header.outer_transport == outer.data() + view.l4);
+    CHECK(outer.data() + header.inner_network == inner + frame.l3);
+    CHECK(outer.data() + header.basic.checksum_start == inner + frame.l4);
+    CHECK(header.basic.checksum_offset == (shape.tcp ? 16 : 6));
+  }
+}
+
+void PaddedSuperframesAreNotHandedOverWhole() {
+  Super super = MakeSuper({.payload = 5000}, 1000);
+  super.frame.resize(super.frame.size() + 4);
+  const FrameView frame = View(super.frame);
+  SegmentPlan plan;
+  CHECK(PlanSegments(frame, super.header, super.frame.data(), plan));
+  CHECK(!FitsTunnelFrame(frame, plan));
 }
 
 void CoalescingUndoesSegmentation() {
@@ -653,6 +719,8 @@ int main() {
 #define TEST(name) {#name, name}
       TEST(SumsEqualTheDefinition),
       TEST(SegmentsEqualTheReference),
+      TEST(WholeSuperframesAreVxlanPacketsWithBothChecksumsOpen),
+      TEST(PaddedSuperframesAreNotHandedOverWhole),
       TEST(CoalescingUndoesSegmentation),
       TEST(NoStreamOfFramesIsChangedByCoalescing),
       TEST(WrongChecksumsNeverBecomeRight),

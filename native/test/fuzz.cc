@@ -9,6 +9,7 @@
 #include "engine/neighbor.h"
 #include "engine/segment.h"
 #include "engine/table.h"
+#include "engine/tunnel_frame.h"
 #include "reference.h"
 
 namespace netagent::engine {
@@ -45,6 +46,15 @@ void SegmentAnything(Bytes input) {
   auto head = std::make_unique<uint8_t[]>(kMaxHeaderBytes);
   for (uint32_t i = 0; i < plan.count; i++) payload += BuildSegment(frame, plan, i, head.get()).size();
   Require(payload == frame.payload_length());
+  if (!FitsTunnelFrame(frame, plan)) return;
+  Frame block(kTunnelHeadroom);
+  block.insert(block.end(), bytes.begin(), bytes.end());
+  block.shrink_to_fit();
+  frame.data = block.data() + kTunnelHeadroom;
+  Require(BuildTunnelFrame(frame, header, plan, 1, TunnelWay{}, block.data() + kTunnelHeadroom) == block.data());
+  FrameView outer;
+  const size_t before = sizeof(TunnelVirtioHeader);
+  Require(ParseFrame({block.data() + before, block.size() - before}, outer) && outer.kind == FrameView::Kind::kUdp);
 }
 
 class Sink final : public FrameSink {

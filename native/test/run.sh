@@ -11,7 +11,7 @@ out=$native/build/test
 mkdir -p "$out"
 flags="-std=c++20 -g -O1 -fno-exceptions -Wall -Wextra -Werror -fsanitize=address,undefined -fno-sanitize-recover=all
   -fno-omit-frame-pointer -I$native/src -I$here -pthread"
-pure="checksum coalesce neighbor parse segment table"
+pure="checksum coalesce neighbor parse segment table tunnel_frame"
 
 objects() { # objects SUFFIX EXTRA-FLAGS: compiles the engine's pure half, once per kind
   for name in $pure; do

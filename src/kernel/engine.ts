@@ -24,6 +24,8 @@ export interface EngineOptions {
   readonly netnsFd?: number;
   /** UDP source ports per family, 1 … 32, among which inner flows are spread. Default 16. */
   readonly sourcePorts?: number;
+  /** Hand superframes to the kernel whole where it takes them (Linux 6.17), else segment them here. Default true. */
+  readonly tunnelOffload?: boolean;
   /** Longest time a thread looks for work before it sleeps, in µs; 0 never spins. Default 50. */
   readonly spinMicros?: number;
 }
@@ -48,6 +50,7 @@ export class Engine {
       addresses: options.addresses.map(ipToBytes),
       port: options.port ?? DEFAULT_ENGINE_PORT,
       sourcePorts: options.sourcePorts ?? 16,
+      tunnelOffload: options.tunnelOffload ?? true,
       spinMicros: options.spinMicros ?? 50,
     });
   }

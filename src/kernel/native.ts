@@ -55,6 +55,7 @@ export type EngineCounterName =
   | "txFrames"
   | "txBytes"
   | "txSuperframes"
+  | "txWhole"
   | "txSends"
   | "txAnswered"
   | "txDropBroadcast"
@@ -109,6 +110,7 @@ export interface NativeAddon {
     readonly addresses: readonly Uint8Array[];
     readonly port: number;
     readonly sourcePorts: number;
+    readonly tunnelOffload: boolean;
     readonly spinMicros: number;
   }) => NativeEngine;
   /** Makes a network namespace and pins it by a bind mount on the new file `path`. @throws SyscallError */

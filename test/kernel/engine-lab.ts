@@ -23,6 +23,7 @@ export interface LabOptions {
   readonly layout?: Layout;
   readonly underlay?: "ipv4" | "ipv6";
   readonly spinMicros?: number;
+  readonly tunnelOffload?: boolean;
   readonly port?: number;
 }
 
@@ -261,12 +262,13 @@ export class EngineLab implements Disposable {
   #engine(side: 0 | 1, overlay: string): Engine {
     using host = Netns.open(`/run/netns/${this.host(side)}`);
     using inside = Netns.open(`/run/netns/${overlay}`);
-    const spin = this.#options.spinMicros;
+    const { spinMicros: spin, tunnelOffload } = this.#options;
     const engine = new Engine({
       addresses: [parseIp(this.vtep(side))],
       netnsFd: host.fd,
       ...(this.#options.port === undefined ? {} : { port: this.#options.port }),
       ...(spin === undefined ? {} : { spinMicros: spin }),
+      ...(tunnelOffload === undefined ? {} : { tunnelOffload }),
     });
     engine.addNetwork({ vni: LAB_VNI, mtu: this.#mtu, tapFds: [inside.openTap("ov0", ENGINE_TAP)] });
     engine.publish([this.#network(side, this.vtep(side === 0 ? 1 : 0))]);

@@ -1,22 +1,32 @@
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
 import { existsSync, readdirSync, readFileSync } from "node:fs";
+import { release } from "node:os";
 import { dirname, join, resolve } from "node:path";
 import { test } from "node:test";
 import { fileURLToPath } from "node:url";
 import { parseIp } from "../../src/base/ip.ts";
 import { Engine } from "../../src/kernel/engine.ts";
+import { Netns } from "../../src/kernel/netns.ts";
 import { EngineLab, ip, LAB_VNI, type LabOptions, nativeProgram, type Side } from "./engine-lab.ts";
 
 const project = resolve(dirname(fileURLToPath(import.meta.url)), "../../..");
 const needs = {
   skip: process.getuid?.() !== 0 || !existsSync("/dev/net/tun") ? "needs root and /dev/net/tun" : false,
 };
-const PAIRS: readonly (readonly [Side, Side])[] = [
-  ["engine", "engine"],
-  ["engine", "kernel"],
-  ["kernel", "engine"],
+/** Superframes of the engine leave it whole where the kernel can cut them, and cut where not: both are tried. */
+const PAIRS: readonly (readonly [readonly [Side, Side], boolean])[] = [
+  [["engine", "engine"], true],
+  [["engine", "engine"], false],
+  [["engine", "kernel"], true],
+  [["engine", "kernel"], false],
+  [["kernel", "engine"], true],
 ];
+/** TUN_F_UDP_TUNNEL_GSO. */
+const kernelCuts = /^([7-9]|[1-9]\d+)\.|^6\.(1[7-9]|[2-9]\d)\./.test(release());
+const needsTunnelOffload = {
+  skip: needs.skip !== false ? needs.skip : kernelCuts ? false : "needs Linux 6.17",
+};
 
 test("segmentation, coalescing, parsing and tables hold under the sanitizers and a short fuzz", () => {
   execFileSync(join(project, "native/test/run.sh"), {
@@ -27,16 +37,16 @@ test("segmentation, coalescing, parsing and tables hold under the sanitizers and
 
 // `traffic` runs while this process waits in a synchronous call: every test below also shows that a blocked
 // event loop stops no frame.
-for (const sides of PAIRS) {
-  const name = sides.join(" and ");
+for (const [sides, tunnelOffload] of PAIRS) {
+  const name = `${sides.join(" and ")}${tunnelOffload ? "" : ", segmenting by itself,"}`;
 
   test(`${name} exchange ping, UDP of all sizes and TCP both ways over IPv4`, needs, async () => {
-    await using lab = await openLab({ sides });
+    await using lab = await openLab({ sides, tunnelOffload });
     exchange(lab, "ipv4");
   });
 
   test(`${name} do the same over an IPv6 underlay, IPv6 inside`, needs, async () => {
-    await using lab = await openLab({ sides, underlay: "ipv6", layout: "macvlan" }, "ipv6");
+    await using lab = await openLab({ sides, tunnelOffload, underlay: "ipv6", layout: "macvlan" }, "ipv6");
     exchange(lab, "ipv6");
   });
 
@@ -44,7 +54,7 @@ for (const sides of PAIRS) {
     `${name} deliver odd frames byte for byte: options, fragments, no checksum, unknown protocols`,
     needs,
     async () => {
-      await using lab = await openLab({ sides });
+      await using lab = await openLab({ sides, tunnelOffload });
       for (const from of [0, 1] as const) {
         assert.equal(await lab.frames(from, 3000), "3000 frames came as they were sent");
       }
@@ -53,7 +63,7 @@ for (const sides of PAIRS) {
   );
 
   test(`${name} lose no byte of TCP when the underlay loses and doubles packets`, needs, async () => {
-    await using lab = await openLab({ sides });
+    await using lab = await openLab({ sides, tunnelOffload });
     // The copy overtakes what is on its way through the bridge.
     for (const [from, to] of [
       ["p0", "p1"],
@@ -95,8 +105,31 @@ test(
   },
 );
 
-test("superframes cross as runs: far fewer messages and writes than frames", needs, async () => {
+test("superframes go out whole where the kernel cuts them", needsTunnelOffload, async () => {
   await using lab = await openLab({ sides: ["engine", "engine"] });
+  lab.traffic(0, "bulk", lab.address(1), "64", "up", "1");
+  const counters = lab.engines[0]?.counters();
+  assert.ok(counters !== undefined && counters.txSuperframes > 0);
+  assert.equal(counters.txWhole, counters.txSuperframes);
+});
+
+test(
+  "superframes are cut here where segments do not fit the underlay, or IPsec is to see them",
+  needs,
+  async () => {
+    await using lab = await openLab({ sides: ["engine", "engine"] });
+    // Of others: that there is any policy is enough.
+    const others = "src 203.0.113.1 dst 203.0.113.2 dir out action allow".split(" ");
+    lab.run(lab.host(1), "ip", "xfrm", "policy", "add", ...others);
+    lab.traffic(0, "bulk", lab.address(1), "16", "down", "2");
+    lab.run(lab.host(0), "ip", "link", "set", "u0", "mtu", "1400");
+    lab.traffic(0, "bulk", lab.address(1), "4", "up", "2");
+    for (const engine of lab.engines) assert.equal(engine?.counters().txWhole, 0);
+  },
+);
+
+test("superframes cross as runs: far fewer messages and writes than frames", needs, async () => {
+  await using lab = await openLab({ sides: ["engine", "engine"], tunnelOffload: false });
   lab.traffic(0, "bulk", lab.address(1), "64", "up", "1");
   const [sender, receiver] = lab.engines.map((engine) => engine?.counters());
   assert.ok(sender !== undefined && receiver !== undefined);
@@ -162,9 +195,13 @@ test("a TAP device deleted under the engine leaves it asleep and the network rem
   assert.equal(lab.engines[0]?.removeNetwork(LAB_VNI), false);
 });
 
-test("engines that come and go leave no thread and no descriptor behind", needs, () => {
+test("engines that come and go leave no thread, device or descriptor behind", needs, async () => {
+  await using lab = await openLab({ sides: ["kernel", "kernel"] });
+  using host = Netns.open(`/run/netns/${lab.host(0)}`);
+  const devices = lab.run(lab.host(0), "ip", "-brief", "link");
   const cycle = () => {
-    const engine = new Engine({ addresses: [parseIp("127.0.0.1"), parseIp("::1")], port: 14789 });
+    const addresses = [parseIp("127.0.0.1"), parseIp("::1")];
+    const engine = new Engine({ addresses, port: 14789, netnsFd: host.fd });
     engine.publish([]);
     engine.close();
     engine.close();
@@ -174,10 +211,11 @@ test("engines that come and go leave no thread and no descriptor behind", needs,
   const before = [readdirSync("/proc/self/fd").length, readdirSync("/proc/self/task").length];
   for (let i = 0; i < 20; i++) cycle();
   assert.deepEqual([readdirSync("/proc/self/fd").length, readdirSync("/proc/self/task").length], before);
+  assert.equal(lab.run(lab.host(0), "ip", "-brief", "link"), devices);
 });
 
 test("a port that is taken is an error that says which", needs, () => {
-  const options = { addresses: [parseIp("127.0.0.1")], port: 14790 };
+  const options = { addresses: [parseIp("127.0.0.1")], port: 14790, tunnelOffload: false };
   using engine = new Engine(options);
   assert.ok(engine);
   assert.throws(() => new Engine(options), {

@@ -79,9 +79,9 @@ void EngineBinding::Init(Napi::Env env, Napi::Object exports) {
                                     }));
 }
 
-/** new Engine({ netnsFd, addresses: Uint8Array[] (4 or 16 bytes), port, sourcePorts, spinMicros }) */
+/** new Engine({ netnsFd, addresses: Uint8Array[] (4 or 16 bytes), port, sourcePorts, tunnelOffload, spinMicros }) */
 EngineBinding::EngineBinding(const Napi::CallbackInfo& info) : Napi::ObjectWrap<EngineBinding>(info) {
-  constexpr char kUsage[] = "new Engine({ netnsFd, addresses, port, sourcePorts, spinMicros })";
+  constexpr char kUsage[] = "new Engine({ netnsFd, addresses, port, sourcePorts, tunnelOffload, spinMicros })";
   const Napi::Env env = info.Env();
   if (info.Length() != 1 || !info[0].IsObject()) {
     ThrowArgumentError(env, kUsage);
@@ -91,7 +91,7 @@ EngineBinding::EngineBinding(const Napi::CallbackInfo& info) : Napi::ObjectWrap<
   EngineOptions parsed;
   uint32_t port = 0;
   uint32_t source_ports = 0;
-  if (!options.Get("netnsFd").IsNumber() || !ReadAddresses(options, parsed.addresses) ||
+  if (!options.Get("netnsFd").IsNumber() || !options.Get("tunnelOffload").IsBoolean() || !ReadAddresses(options, parsed.addresses) ||
       !ReadNumber(options, "port", 1, 65535, port) ||
       !ReadNumber(options, "sourcePorts", 1, Underlay::kMaxSourcePorts, source_ports) ||
       !ReadNumber(options, "spinMicros", 0, 1'000'000, parsed.spin_micros)) {
@@ -99,6 +99,7 @@ EngineBinding::EngineBinding(const Napi::CallbackInfo& info) : Napi::ObjectWrap<
     return;
   }
   parsed.port = static_cast<uint16_t>(port);
+  parsed.tunnel_offload = options.Get("tunnelOffload").As<Napi::Boolean>().Value();
   parsed.source_ports = static_cast<int>(source_ports);
   NamespaceGuard guard;
   if (const int error = guard.Enter(options.Get("netnsFd").As<Napi::Number>().Int32Value()); error != 0) {

@@ -9,6 +9,7 @@ namespace netagent::engine {
   X(txFrames)            /* inner frames sent to VTEPs, after segmentation */              \
   X(txBytes)             /* their bytes, inner Ethernet header included */                 \
   X(txSuperframes)       /* frames read from a TAP that had to be segmented */             \
+  X(txWhole)             /* those of them that the kernel took whole, to segment itself */ \
   X(txSends)             /* messages handed to the kernel; txFrames ÷ txSends = batching */ \
   X(txAnswered)          /* ARP and neighbor solicitations answered from the table */      \
   X(txDropBroadcast)     /* broadcast or multicast: never leaves the node */               \

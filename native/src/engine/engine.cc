@@ -93,7 +93,8 @@ SyscallResult Engine::Start(const EngineOptions& options, std::unique_ptr<Engine
   sigset_t all, before;
   sigfillset(&all);
   pthread_sigmask(SIG_SETMASK, &all, &before);
-  engine->threads_[kTx] = std::thread(&Engine::RunTx, engine.get());
+  engine->threads_[kTx] = std::thread(&Engine::RunTx, engine.get(),
+                                      options.tunnel_offload ? TunnelDevice::Open() : TunnelDevice());
   engine->threads_[kRx] = std::thread(&Engine::RunRx, engine.get());
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
   pthread_setname_np(engine->threads_[kTx].native_handle(), "engine-tx");
@@ -169,8 +170,8 @@ void Engine::Wake() {
   [[maybe_unused]] const ssize_t written = write(wake_.get(), &one, sizeof one);
 }
 
-void Engine::RunTx() {
-  TxPath path(underlay_, counters_[kTx]);
+void Engine::RunTx(TunnelDevice tunnel) {
+  TxPath path(underlay_, std::move(tunnel), counters_[kTx]);
   Waiter waiter(epoll_[kTx].get(), options_.spin_micros, counters_[kTx]);
   epoll_event events[kMaxEvents];
   while (!stopping_.load(std::memory_order_relaxed)) {

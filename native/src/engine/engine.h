@@ -20,6 +20,7 @@ struct EngineOptions {
   std::vector<IpKey> addresses;  // local VTEPs; at least one
   uint16_t port = 4789;
   int source_ports = 16;    // 1 … Underlay::kMaxSourcePorts, per family
+  bool tunnel_offload = true;  // hand superframes to the kernel whole, where it takes them
   uint32_t spin_micros = 50;  // longest time a thread looks for work before it sleeps; 0: sleep at once
 };
 
@@ -50,7 +51,7 @@ class Engine {
   class Waiter;
 
   explicit Engine(const EngineOptions& options);
-  void RunTx();
+  void RunTx(TunnelDevice tunnel);
   void RunRx();
   void Publish(std::unique_ptr<Snapshot> next);
   void Wake();

@@ -35,9 +35,11 @@ uint8_t OuterEcn(uint8_t inner) { return inner == 3 ? 2 : inner; }
 
 }  // namespace
 
-TxPath::TxPath(const Underlay& underlay, CounterCell& counters)
+TxPath::TxPath(const Underlay& underlay, TunnelDevice tunnel, CounterCell& counters)
     : underlay_(underlay),
       counters_(counters),
+      tunnel_(std::move(tunnel)),
+      paths_(underlay.source_v4()),
       frames_(new uint8_t[kFrameArena]),
       headers_(new uint8_t[kHeaderArena]),
       runs_(new Run[kMaxRuns]) {}
@@ -51,8 +53,8 @@ bool TxPath::Poll(const Snapshot& snapshot, const Network& network, int tap, boo
       SendAll(snapshot);
       used = 0;
     }
-    uint8_t* at = frames_.get() + used;
-    const ssize_t length = read(fd, at, kFrameRoom);
+    uint8_t* at = frames_.get() + used + kHeadroom;
+    const ssize_t length = read(fd, at, kFrameRoom - kHeadroom);
     if (length < 0) {
       broken = errno != EAGAIN && errno != EINTR;
       break;
@@ -70,7 +72,7 @@ bool TxPath::Poll(const Snapshot& snapshot, const Network& network, int tap, boo
       SendAll(snapshot);
       used = 0;
     } else {
-      used += (static_cast<size_t>(length) + 63) & ~size_t{63};
+      used += (kHeadroom + static_cast<size_t>(length) + 63) & ~size_t{63};
     }
   }
   SendAll(snapshot);
@@ -107,6 +109,16 @@ void TxPath::Handle(const Snapshot& snapshot, const Network& network, uint8_t* d
   }
   counters_.Add(Counter::txSuperframes);
   counters_.Add(Counter::txFrames, plan.count);
+  if (v4 && tunnel_.valid() && !network.dont_fragment()) {
+    const TunnelWay way = {.source = underlay_.source_v4(),
+                           .destination = snapshot.table->vtep(vtep),
+                           .source_port = underlay_.source_port(true, source),
+                           .destination_port = underlay_.port(),
+                           .ifindex = 0,
+                           .ip_id = ip_id_,
+                           .ecn = ecn};
+    if (SendWhole(snapshot, frame, header, plan, network.vni(), way, data)) return;
+  }
   const size_t head = kVxlanBytes + plan.header_bytes;
   const size_t header_room = (head + 7) & ~size_t{7};
   for (uint32_t i = 0; i < plan.count; i++) {
@@ -122,6 +134,31 @@ void TxPath::Handle(const Snapshot& snapshot, const Network& network, uint8_t* d
     run->pieces[run->pieces_used++] = {const_cast<uint8_t*>(payload.data()), payload.size()};
     counters_.Add(Counter::txBytes, size - kVxlanBytes);
   }
+}
+
+/** False: it has to be segmented. */
+bool TxPath::SendWhole(const Snapshot& snapshot, const FrameView& frame, const VirtioHeader& header,
+                       const SegmentPlan& plan, uint32_t vni, TunnelWay way, uint8_t* data) {
+  if (!FitsTunnelFrame(frame, plan)) return false;
+  const UnderlayPath path = paths_.Find(way.destination);
+  // Nobody on the way may have to cut a segment once more: the device would lose it.
+  const uint32_t largest = plan.size + plan.header_bytes + kOuterBytes - kEthernetBytes;
+  if (path.ifindex == 0 || largest > path.mtu) return false;
+  way.ifindex = path.ifindex;
+  // What the flow has sent before is not overtaken.
+  if (run_count_ > 0) SendAll(snapshot);
+  const uint8_t* start = BuildTunnelFrame(frame, header, plan, vni, way, data);
+  const int error = tunnel_.Write(start, kTunnelHeadroom + frame.length);
+  if (error != 0) {
+    // A kernel that does not understand the frame will not understand the next one.
+    if (error == EINVAL) tunnel_ = TunnelDevice();
+    return false;
+  }
+  ip_id_ = static_cast<uint16_t>(ip_id_ + plan.count);
+  counters_.Add(Counter::txWhole);
+  counters_.Add(Counter::txSends);
+  counters_.Add(Counter::txBytes, frame.length);
+  return true;
 }
 
 bool TxPath::AnswerNeighbor(const Snapshot& snapshot, const Network& network, const FrameView& frame) {

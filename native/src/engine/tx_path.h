@@ -8,17 +8,22 @@
 #include "network.h"
 #include "parse.h"
 #include "segment.h"
+#include "tunnel_device.h"
+#include "tunnel_frame.h"
 #include "underlay.h"
+#include "underlay_path.h"
 
 namespace netagent::engine {
 
 /**
- * TAP → VTEPs. Reads frames, answers what asks for an address, cuts superframes, and sends runs of equal datagrams
- * to one VTEP as one message (UDP_SEGMENT), many messages at a time.
+ * TAP → VTEPs. Reads frames, answers what asks for an address, hands superframes to the kernel whole where it takes
+ * them, else cuts them, and sends runs of equal datagrams to one VTEP as one message (UDP_SEGMENT), many messages at a
+ * time.
  */
 class TxPath {
  public:
-  TxPath(const Underlay& underlay, CounterCell& counters);
+  /** `tunnel` may be invalid. */
+  TxPath(const Underlay& underlay, TunnelDevice tunnel, CounterCell& counters);
 
   /**
    * Reads at most one batch from one queue and sends it. False when the queue was empty; `broken` tells that it will
@@ -31,7 +36,10 @@ class TxPath {
   static constexpr int kMaxRuns = 64;
   static constexpr int kMaxDatagrams = 64;        // UDP_MAX_SEGMENTS of older kernels
   static constexpr uint32_t kMaxRunBytes = 65'000;  // below what IP and UDP allow, either family
-  static constexpr size_t kFrameRoom = 66 * 1024;  // virtio header, Ethernet, 64 KB of IP
+  static constexpr size_t kFrameRoom = 66 * 1024;  // headroom, virtio header, Ethernet, 64 KB of IP
+  // With the virtio header that is read and no longer needed, enough for what goes in front of a whole superframe.
+  static constexpr size_t kHeadroom = 64;
+  static_assert(kHeadroom + sizeof(VirtioHeader) >= kTunnelHeadroom);
   static constexpr size_t kFrameArena = 4 * kFrameRoom;
   static constexpr size_t kHeaderArena = 256 * 1024;
   // A superframe fills its messages by itself: send while it is in the cache.
@@ -52,6 +60,8 @@ class TxPath {
 
   void Handle(const Snapshot& snapshot, const Network& network, uint8_t* frame, uint32_t length,
               const VirtioHeader& header);
+  bool SendWhole(const Snapshot& snapshot, const FrameView& frame, const VirtioHeader& header,
+                 const SegmentPlan& plan, uint32_t vni, TunnelWay way, uint8_t* data);
   bool AnswerNeighbor(const Snapshot& snapshot, const Network& network, const FrameView& frame);
   Run* RunFor(const Snapshot& snapshot, uint32_t vtep, uint8_t source, uint8_t ecn, uint32_t size);
   void SendAll(const Snapshot& snapshot);
@@ -61,6 +71,9 @@ class TxPath {
 
   const Underlay& underlay_;
   CounterCell& counters_;
+  TunnelDevice tunnel_;
+  UnderlayPaths paths_;
+  uint16_t ip_id_ = 0;
   std::unique_ptr<uint8_t[]> frames_;
   std::unique_ptr<uint8_t[]> headers_;
   std::unique_ptr<Run[]> runs_;

@@ -25,6 +25,14 @@ std::string Name(const IpKey& key, uint16_t port) {
   return std::string("UDP ") + text + " port " + std::to_string(port);
 }
 
+/** Of a bound socket. */
+uint16_t LocalPort(int fd) {
+  sockaddr_in6 local{};
+  socklen_t length = sizeof local;
+  // Both families have the port in the same place.
+  return getsockname(fd, reinterpret_cast<sockaddr*>(&local), &length) == 0 ? ntohs(local.sin6_port) : 0;
+}
+
 SyscallResult OpenSocket(const IpKey& address, uint16_t port, UniqueFd& out) {
   const bool v4 = address.is_v4();
   const std::string object = Name(address, port);
@@ -80,9 +88,12 @@ SyscallResult Underlay::Open(const std::vector<IpKey>& addresses, uint16_t port,
     underlay.receivers_.push_back(std::move(receiver));
     // The first address of a family is the one peers know us by (source VTEP check at their side).
     std::vector<UniqueFd>& senders = address.is_v4() ? underlay.senders_v4_ : underlay.senders_v6_;
+    std::vector<uint16_t>& ports = address.is_v4() ? underlay.ports_v4_ : underlay.ports_v6_;
+    if (address.is_v4() && senders.empty()) underlay.source_v4_ = address;
     for (int i = static_cast<int>(senders.size()); i <= source_ports; i++) {
       UniqueFd sender;
       if (SyscallResult result = OpenSender(address, i == source_ports, sender); !result.ok()) return result;
+      ports.push_back(LocalPort(sender.get()));
       senders.push_back(std::move(sender));
     }
   }

@@ -25,11 +25,18 @@ class Underlay {
   /** Empty when there is no local address of that family. */
   const std::vector<UniqueFd>& senders(bool v4) const { return v4 ? senders_v4_ : senders_v6_; }
   uint16_t port() const { return port_; }
+  /** Local port of a sender. */
+  uint16_t source_port(bool v4, size_t index) const { return (v4 ? ports_v4_ : ports_v6_)[index]; }
+  /** The address peers know us by in IPv4; all zero without one. */
+  const IpKey& source_v4() const { return source_v4_; }
 
  private:
   std::vector<UniqueFd> receivers_;
   std::vector<UniqueFd> senders_v4_;
   std::vector<UniqueFd> senders_v6_;
+  std::vector<uint16_t> ports_v4_;
+  std::vector<uint16_t> ports_v6_;
+  IpKey source_v4_ = {};
   uint16_t port_ = 0;
 };
 
