@@ -1,7 +1,8 @@
 /**
  * Published ports: a client, an entry node and a backend in namespaces, with the rules the agent would make. Ours with
- * the client's address kept and with source NAT, beside the plain way through the entry node (routed, nobody's rule), a
- * chain of iptables rules as kube-proxy's, and HAProxy in TCP mode. Then what many services cost.
+ * the client's address kept, with source NAT, and without a conntrack zone per entry node, beside the plain way through
+ * the entry node (routed, nobody's rule), a chain of iptables rules as kube-proxy's, and HAProxy in TCP mode. Then what
+ * many services cost.
  *
  * Each way has backend ports of its own: several of them show the backend the same address, with other TCP timestamps,
  * and a SYN that meets the other kind's TIME-WAIT with an older one is dropped.
@@ -13,6 +14,7 @@ import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { Netns } from "../../src/kernel/netns.ts";
+import { TABLE } from "../../src/mesh/ruleset.ts";
 import { makeService, MeshLab, runIn, type LabBackend } from "../../test/mesh/lab.ts";
 import { runCommand, mustSucceed } from "../command.ts";
 import { DIST } from "../place.ts";
@@ -23,9 +25,11 @@ import { json, progress, table, writeJson, type Figure, type Goal } from "./repo
 const DIRECT = "direct";
 const OURS = "ours";
 const MASKED = "+SNAT";
+/** Ours without a conntrack zone per entry node in the backend's namespace. */
+const ZONELESS = "-zone";
 const IPTABLES = "iptables";
 const HAPROXY = "HAProxy";
-const VARIANTS = [DIRECT, OURS, MASKED, IPTABLES, HAPROXY] as const;
+const VARIANTS = [DIRECT, OURS, MASKED, ZONELESS, IPTABLES, HAPROXY] as const;
 type Variant = (typeof VARIANTS)[number];
 
 /** What is asked for; each kind has a server on a port of its own per variant. */
@@ -167,7 +171,8 @@ async function prepare(lab: MeshLab, backend: LabBackend, variant: Variant): Pro
     case HAPROXY:
       return;
     case OURS:
-    case MASKED: {
+    case MASKED:
+    case ZONELESS: {
       const publish = kinds.map(
         (kind) => [frontPort(kind, variant), backPort(kind, variant), "tcp"] as const,
       );
@@ -179,8 +184,9 @@ async function prepare(lab: MeshLab, backend: LabBackend, variant: Variant): Pro
           }),
         ],
         [backend],
-        { keep: variant === OURS },
+        { keep: variant !== MASKED },
       );
+      if (variant === ZONELESS) runIn(backend.netns, "nft", ["flush", "chain", "inet", TABLE, "entry_zone"]);
       return;
     }
     case IPTABLES: {
