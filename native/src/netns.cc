@@ -19,20 +19,17 @@ namespace {
 
 constexpr char kOwnNamespace[] = "/proc/thread-self/ns/net";
 
-/** createNetns(path): makes a namespace and pins it by a bind mount on a new file at `path`. */
-Napi::Value CreateNetns(const Napi::CallbackInfo& info) {
-  Napi::Env env = info.Env();
-  if (info.Length() != 1 || !info[0].IsString()) return ThrowArgumentError(env, "createNetns(path)");
-  const std::string path = info[0].As<Napi::String>();
+/** Pins the namespace behind `fd`, or a new one for a negative one, by a bind mount on a new file at `path`. */
+Napi::Value Pin(Napi::Env env, const std::string& path, int fd) {
   // O_EXCL: a leftover file or another agent's pin is never mounted over.
   UniqueFd file(open(path.c_str(), O_RDONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0444));
   if (!file.valid()) return ThrowSyscallError(env, errno, "open", path);
   file.reset();
   int error = 0;
-  const char* syscall = "unshare";
+  const char* syscall = fd < 0 ? "unshare" : "setns";
   {
     NamespaceGuard guard;
-    error = guard.EnterNew();
+    error = fd < 0 ? guard.EnterNew() : guard.Enter(fd);
     if (error == 0 && mount(kOwnNamespace, path.c_str(), "none", MS_BIND, nullptr) != 0) {
       error = errno;
       syscall = "mount";
@@ -43,6 +40,23 @@ Napi::Value CreateNetns(const Napi::CallbackInfo& info) {
     return ThrowSyscallError(env, error, syscall, path);
   }
   return env.Undefined();
+}
+
+/** createNetns(path): makes a namespace and pins it. */
+Napi::Value CreateNetns(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  if (info.Length() != 1 || !info[0].IsString()) return ThrowArgumentError(env, "createNetns(path)");
+  return Pin(env, info[0].As<Napi::String>(), -1);
+}
+
+/** pinNetns(path, fd): pins a namespace that is there. */
+Napi::Value PinNetns(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  if (info.Length() != 2 || !info[0].IsString() || !info[1].IsNumber())
+    return ThrowArgumentError(env, "pinNetns(path, fd)");
+  const int fd = info[1].As<Napi::Number>().Int32Value();
+  if (fd < 0) return ThrowArgumentError(env, "pinNetns: no descriptor");
+  return Pin(env, info[0].As<Napi::String>(), fd);
 }
 
 /** removeNetns(path): unpins. The namespace dies once no process, socket or descriptor is left in it. */
@@ -158,6 +172,7 @@ NamespaceGuard::~NamespaceGuard() {
 
 void InitNetns(Napi::Env env, Napi::Object exports) {
   exports.Set("createNetns", Napi::Function::New(env, CreateNetns, "createNetns"));
+  exports.Set("pinNetns", Napi::Function::New(env, PinNetns, "pinNetns"));
   exports.Set("removeNetns", Napi::Function::New(env, RemoveNetns, "removeNetns"));
   exports.Set("runInNetns", Napi::Function::New(env, RunInNetns, "runInNetns"));
   exports.Set("bindSocket", Napi::Function::New(env, BindSocket, "bindSocket"));

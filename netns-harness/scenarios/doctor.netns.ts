@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { statSync } from "node:fs";
 import type { Host } from "../host.ts";
 import type { Lab } from "../lab.ts";
 import { hostObjects, overlayLinks } from "../observe.ts";
@@ -88,7 +89,7 @@ scenario("the doctor finds all well, and names each fault with its cure and exit
   assert.equal(well.code, 0);
   assert.deepEqual(
     [...new Set(well.report.checks.map((check) => check.name))].sort().join(" "),
-    "address-space clock data-path drift duplicate-address forwarding gossip-tcp gossip-udp kernel keys mtu ports reconciler rows strangers",
+    "address-space checksums clock data-path drift duplicate-address forwarding gossip-tcp gossip-udp kernel keys mtu ports reconciler repairs rows strangers underlay",
   );
 
   await dropVxlan(node2, "input");
@@ -101,7 +102,7 @@ scenario("the doctor finds all well, and names each fault with its cure and exit
   });
   assert.equal(blocked.code, 1);
   const path = pathOf(blocked.report);
-  assert.match(path?.cure ?? "", /UDP port 4789 through towards node2/);
+  assert.match(path?.cure ?? "", /table inet fault, chain input: udp dport 4789 drop" on node2/);
   await node2.run("nft", "delete", "table", "inet", "fault");
 
   lab.setMtu(node3, 1400);
@@ -163,6 +164,29 @@ scenario("probing and metrics leave nothing behind, after a crash neither", asyn
       until: (code) => code === 0,
     },
   );
+});
+
+scenario("a capture into a file ends at its limit, here and from another node", async (lab) => {
+  const [node1, node2, node3] = await swarmWithEndpoints(lab);
+  const { ip } = await node2.ctlJson<{ ip: string }>("endpoint", "inspect", "node2-box");
+  const box = `--net=/run/netns/${node1.netns}-box`;
+  const flood = node1.spawn(["nsenter", box, "ping", "-nq", "-i", "0.002", "-s", "1400", ip]);
+  const limits = ["--limit-mb", "1"];
+  for (const [host, more] of [
+    [node1, []],
+    [node3, ["--node", "node1"]],
+  ] as const) {
+    const file = `${host.folder}/bounded.pcap`;
+    const capture = host.netctlBackground("capture", "blue", "-w", file, ...limits, ...more);
+    await waitFor("the capture to end by itself", () => capture.running, {
+      withinMs: 60_000,
+      until: (running) => !running,
+    });
+    const { size } = statSync(file);
+    assert.ok(size > 500_000 && size <= 1024 * 1024, `${size} bytes`);
+    assert.match(await host.run("tcpdump", "-n", "-c", "5", "-r", file), /ICMP echo re/);
+  }
+  await flood.stop("SIGKILL");
 });
 
 type Trace = { ok: boolean; hops: { node: string; what: string; status: string; detail: string }[] };

@@ -57,6 +57,40 @@ describe("gossip keys", { concurrency: 2 }, () => {
     },
   );
 
+  scenario("no key is in a metric, on the status page, in a log, an event or an answer", async (lab) => {
+    const keys = [generate(1), generate(2), generate(3)];
+    const given = keys.slice(0, 2).flatMap((key) => ["--gossip-key", key]);
+    const pages = ["--metrics-addr", "127.0.0.1:9476", "--web", "127.0.0.1:8946", "--log-level", "debug"];
+    const hosts = await lab.swarm(2, { flags: [...given, ...pages] });
+    const [node1] = hosts;
+    assert.ok(node1);
+    await node1.ctl("keys", "install", keys[2] ?? "");
+    await node1.ctl("keys", "use", keys[2] ?? "");
+    const urls = ["9476/metrics", "9476/healthz", "8946/", "8946/status.json", "8946/no-such-page"];
+    const told = new Map<string, string>();
+    for (const url of urls) told.set(url, await node1.run("curl", "-sS", `http://127.0.0.1:${url}`));
+    // The stream never ends by itself.
+    const stream = await node1.exec(["curl", "-sN", "--max-time", "2", "http://127.0.0.1:8946/events"]);
+    told.set("8946/events", stream.stdout);
+    for (const words of [
+      ["info"],
+      ["peers"],
+      ["doctor"],
+      ["keys", "list"],
+      ["events", "--since", "1h", "--no-follow"],
+    ])
+      told.set(words.join(" "), (await node1.netctl("-o", "json", ...words)).stdout);
+    for (const host of hosts) told.set(`log of ${host.name}`, host.log());
+    for (const [where, text] of told) {
+      if (where !== "9476/healthz") assert.ok(text.length > 20, `${where}: ${text}`);
+      for (const key of keys) {
+        const bytes = Buffer.from(key, "base64");
+        for (const spelling of [key, key.replace(/=+$/, ""), bytes.toString("hex"), bytes.toString("latin1")])
+          assert.ok(!text.includes(spelling), `${where} shows a key`);
+      }
+    }
+  });
+
   scenario(
     "a node with another key does not get in, and both ways of joining say why in one line",
     async (lab) => {

@@ -16,13 +16,13 @@ import {
   type LinkKind,
   type OverlayNetwork,
 } from "../overlay/desired.ts";
-import { formatStep } from "../overlay/plan.ts";
 import { diffOwnRows, ownRows, rowKey, remotePeers, type OwnEndpoint, type OwnRow } from "../overlay/rows.ts";
 import type { NetworkView, ServiceView } from "../state/state.ts";
 import { INGRESS } from "../state/ingress.ts";
 import type { LeaveReason } from "../swim/boundary.ts";
 import type { Member } from "../swim/member.ts";
 import { PEER_TABLE } from "../wire/networkdb/records.ts";
+import { ChangeEvents } from "./change-events.ts";
 import type { Config } from "./config.ts";
 import type { Endpoints, EndpointRecord } from "./endpoints.ts";
 import { EventLog } from "./event-log.ts";
@@ -31,6 +31,7 @@ import { IngressLegs } from "./ingress-legs.ts";
 import type { Logger } from "./log.ts";
 import { Reconciler } from "./reconciler.ts";
 import { RejectedRows, rejectedText } from "./rejected-rows.ts";
+import { Repairs } from "./repairs.ts";
 import type { Sandboxes } from "./sandboxes.ts";
 
 export interface AgentParts {
@@ -69,6 +70,7 @@ export class Agent {
   readonly config: Config;
   readonly log: Logger;
   readonly events = new EventLog();
+  readonly repairs = new Repairs();
   readonly loop: GossipLoop;
   readonly endpoints: Endpoints;
   readonly sandboxes: Sandboxes;
@@ -79,6 +81,7 @@ export class Agent {
   readonly dependents: Dependent[] = [];
   readonly #parts: AgentParts;
   readonly #legs: IngressLegs;
+  readonly #changes: ChangeEvents;
   readonly #inSync = new Set<NetworkId>();
   /** Rows we have put and not deleted. */
   readonly #published = new Map<string, OwnRow>();
@@ -102,6 +105,14 @@ export class Agent {
     this.dataplane = parts.dataplane;
     this.startedAt = this.loop.now();
     this.#legs = new IngressLegs(this);
+    this.#changes = new ChangeEvents({
+      state: this.loop.node.state,
+      self: this.loop.node.name,
+      now: () => this.loop.now(),
+      shownName: (member) => this.shownName(member),
+      emit: (type, subject, detail) => this.event(type, subject, detail),
+    });
+    this.#changes.begin();
     this.rejectedRows = new RejectedRows({
       now: () => this.loop.now(),
       isLiving: (owner) => this.loop.node.swim.member(owner)?.state === "alive",
@@ -117,11 +128,9 @@ export class Agent {
       mayPrune: (network) => this.#mayPrune(network),
       beforeDevice: () => this.beforeDevice(),
       now: () => this.loop.now(),
-      onRepair: (network, steps) => {
-        const first = steps[0];
-        const more = steps.length > 1 ? ` and ${steps.length - 1} more` : "";
-        const detail = first === undefined ? "" : `${formatStep(network, first)}${more}`;
-        this.event("repair", this.networkName(network), detail);
+      onRepair: (network, faults, steps) => {
+        const more = steps > faults.length ? `; and ${steps - faults.length} steps more` : "";
+        this.repaired(this.networkName(network), `${faults.join("; ")}${more}`);
       },
       onFailure: (network, error) => {
         this.log.warn({ network: this.networkName(network), code: error.code }, error.message);
@@ -136,6 +145,13 @@ export class Agent {
 
   event(type: string, subject: string, detail: string): void {
     this.events.add(Date.now(), type, subject, detail);
+  }
+
+  /** Another hand had changed something of ours in the kernel: what was wrong and what was done. */
+  repaired(subject: string, text: string): void {
+    this.repairs.add(subject, text, this.loop.now());
+    this.log.info({ subject }, `repaired: ${text}`);
+    this.event("repair", subject, text);
   }
 
   /** What the other netagents and we ourselves have been told so far decides what is desired. */
@@ -197,6 +213,7 @@ export class Agent {
   handle(effect: AgentEffect): void {
     switch (effect.type) {
       case "row-changed":
+        this.#changes.rowChanged(effect, this.networkName(effect.network));
         if (effect.table === PEER_TABLE) this.reconciler.markDirty(effect.network);
         for (const dependent of this.dependents)
           dependent.rowChanged?.(effect.network, effect.table, effect.key);
@@ -414,6 +431,7 @@ export class Agent {
   #handleState(effect: Extract<AgentEffect, { type: "state" }>["effect"]): void {
     switch (effect.type) {
       case "definitions-changed":
+        this.#changes.definitionsChanged(effect.changes);
         for (const change of effect.changes) {
           if (change.kind === "network") this.reconciler.markDirty(change.id as NetworkId);
         }

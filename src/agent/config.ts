@@ -5,6 +5,7 @@ import { parse as parseToml, TomlError } from "smol-toml";
 import { z } from "zod";
 import { fromHex, toHex } from "../base/bytes.ts";
 import { errorText, NetError } from "../base/error.ts";
+import { nearestText } from "../base/nearest.ts";
 import {
   isLoopback,
   isUnspecified,
@@ -177,10 +178,9 @@ function readConfigFile(path: string): Settings {
 function parseSettings(values: Readonly<Record<string, unknown>>, where: string): Settings {
   for (const key of Object.keys(values)) {
     if (key in settings.shape) continue;
-    const near = nearest(key, Object.keys(settings.shape));
     throw new NetError(
       "config",
-      `${where}: unknown key '${key}'${near === undefined ? "" : ` (did you mean '${near}'?)`}`,
+      `${where}: unknown key '${key}'${nearestText(key, Object.keys(settings.shape))}`,
     );
   }
   const parsed: Settings = {};
@@ -325,26 +325,4 @@ function interfaceOrAddress(key: string, text: string): IpAddr {
     );
   }
   return parseIp(chosen.address.replace(/%.*$/, ""));
-}
-
-/** The known key at edit distance ≤ 3, if one stands out. */
-function nearest(key: string, known: readonly string[]): string | undefined {
-  const scored = known.map((candidate) => ({ candidate, distance: editDistance(key, candidate) }));
-  scored.sort((a, b) => a.distance - b.distance);
-  const best = scored[0];
-  return best !== undefined && best.distance <= 3 ? best.candidate : undefined;
-}
-
-/** Levenshtein distance. */
-function editDistance(a: string, b: string): number {
-  let previous = Array.from({ length: b.length + 1 }, (_, index) => index);
-  for (let i = 1; i <= a.length; i++) {
-    const current = [i];
-    for (let j = 1; j <= b.length; j++) {
-      const substitution = (previous[j - 1] ?? 0) + (a[i - 1] === b[j - 1] ? 0 : 1);
-      current.push(Math.min(substitution, (previous[j] ?? 0) + 1, (current[j - 1] ?? 0) + 1));
-    }
-    previous = current;
-  }
-  return previous[b.length] ?? 0;
 }

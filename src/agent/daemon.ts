@@ -11,7 +11,7 @@ import { removeEngineTable } from "../kernel/engine-runner.ts";
 import { formatMissing, missingFeatures, probeFeatures, type FeatureName } from "../kernel/features.ts";
 import { NetlinkSocket } from "../kernel/netlink-socket.ts";
 import { TapDataplane } from "../kernel/tap-dataplane.ts";
-import { underlayOf } from "../kernel/underlay.ts";
+import { type Underlay, underlayOf } from "../kernel/underlay.ts";
 import { VxlanDataplane } from "../kernel/vxlan-dataplane.ts";
 import { DEFAULT_LINK_KIND } from "../overlay/desired.ts";
 import { LAN, LOCAL, WAN } from "../swim/config.ts";
@@ -19,6 +19,7 @@ import { resolveHost } from "../transport/gossip-transport.ts";
 import { Agent, systemRandom } from "./agent.ts";
 import { makeDirectory, readIfPresent, writeAtomically } from "./atomic-file.ts";
 import { captureQuestion, CaptureSessions } from "./capture-sessions.ts";
+import { ChecksumWatch } from "./checksum-watch.ts";
 import { loadConfig, type Config } from "./config.ts";
 import { CommandServer } from "./command-server.ts";
 import { ControlServer } from "./control-server.ts";
@@ -43,7 +44,9 @@ import { questionsOf } from "./questions.ts";
 import { Sandboxes } from "./sandboxes.ts";
 import { Status } from "./status.ts";
 import { Store } from "./store.ts";
-import { Tracer, traceQuestion } from "./trace.ts";
+import { SwarmMtu } from "./swarm-mtu.ts";
+import { traceQuestion } from "./trace-question.ts";
+import { Tracer } from "./trace.ts";
 import { UnderlayFilter } from "./underlay-filter.ts";
 import { Views } from "./views.ts";
 import { WebServer } from "./web-server.ts";
@@ -110,7 +113,8 @@ async function runLocked(
     (snapshot) => store.save(snapshot),
   );
   const endpointsFile = join(config.dataDir, "endpoints.json");
-  const underlayMtu = watchUnderlayMtu(config.dataPathAddrs[0] ?? config.advertise.ip);
+  const underlay = watchUnderlay(config.dataPathAddrs[0] ?? config.advertise.ip);
+  const underlayMtu = (): number => underlay().mtu;
   agent = new Agent({
     config,
     log,
@@ -136,8 +140,15 @@ async function runLocked(
   const health = new HealthRunner(agent);
   agent.dependents.push(health);
   const portCheck = new PortCheck(agent, mesh);
-  const doctor = new Doctor({ agent, views, mesh, paths, filter, underlayMtu });
-  const tracer = new Tracer({ agent, views, mesh });
+  const swarmMtu = new SwarmMtu(agent, views, underlayMtu);
+  const checksums = new ChecksumWatch(
+    () => loop.now(),
+    () => agent.endpoints.all().flatMap(({ sandbox }) => (sandbox.type === "netns" ? [sandbox.path] : [])),
+  );
+  const doctor = new Doctor({
+    ...{ agent, views, mesh, paths, filter, checksums, underlay },
+  });
+  const tracer = new Tracer({ agent, views, mesh, dns });
   views.dataPath = (vtep) => paths.health(vtep);
   const keyring = new Keys(agent, (text) => writeAtomically(config.keyringFile, text));
   const captures = new CaptureSessions((network) => capturePlace(agent, network));
@@ -151,6 +162,7 @@ async function runLocked(
     trace: (body) => tracer.answer(traceQuestion.parse(body)),
     path: (body) => paths.answer(pathQuestion.parse(body)),
     status: () => status.own(),
+    mtu: () => swarmMtu.own(),
     capture: (body) => captures.answer(captureQuestion.parse(body)),
     drain: (body) => drainer.answer(body),
     ports: (body) => portCheck.answer(body),
@@ -168,6 +180,7 @@ async function runLocked(
     drainer,
     portCheck,
     doctor: () => doctor.examine(),
+    narrowestMtu: () => swarmMtu.narrowest(),
     trace: (from, to, port) => tracer.trace(from, to, port),
     resolve: (from, name) => explainName({ agent, views, dns }, from, name),
   });
@@ -213,6 +226,7 @@ async function runLocked(
   await Promise.all([commands.close(), control.close(), metrics?.close(), web?.close(), joining]);
   await leave(agent);
   loopDelay.close();
+  checksums.close();
   captures.close();
   health.close();
   paths.close();
@@ -425,17 +439,17 @@ function loadEndpoints(path: string): Endpoints {
   }
 }
 
-/** Reads the underlay's MTU; while its address is gone for a moment the last one stands. @throws NetError when it was never there */
-function watchUnderlayMtu(vtep: IpAddr): () => number {
+/** Reads the underlay's device and MTU; while its address is gone for a moment the last one stands. @throws NetError when it was never there */
+function watchUnderlay(vtep: IpAddr): () => Underlay {
   using first = new NetlinkSocket("route");
-  let { mtu } = underlayOf(first, vtep);
+  let found = underlayOf(first, vtep);
   return () => {
     using socket = new NetlinkSocket("route");
     try {
-      ({ mtu } = underlayOf(socket, vtep));
+      found = underlayOf(socket, vtep);
     } catch (error) {
       if (errorCode(error) !== "EADDRNOTAVAIL") throw error;
     }
-    return mtu;
+    return found;
   };
 }

@@ -1,5 +1,9 @@
 /** What the doctor says, from what was found: pure, so that every fault can be tested without having it. */
+import type { UnderlayReach } from "../kernel/icmp-probe.ts";
 import type { DoctorView } from "./control-protocol.ts";
+import type { BadChecksums } from "./checksum-watch.ts";
+import { concerns, type DroppingChain, type DroppingRule } from "./firewall.ts";
+import type { RecentRepair } from "./repairs.ts";
 
 export type Check = DoctorView["checks"][number];
 
@@ -11,6 +15,12 @@ export interface NodeReport {
   readonly keys: readonly string[];
   /** What the kernel has otherwise than the tables say, and still had a moment later. */
   readonly drift: readonly { readonly subject: string; readonly steps: readonly string[] }[];
+  /** What another hand did in the last minutes and the agent undid, the latest first. */
+  readonly repairs: readonly RecentRepair[];
+  /** What came with a wrong checksum in the last minutes. */
+  readonly badChecksums: readonly BadChecksums[];
+  /** The device that carries its data-path address; empty when none does. */
+  readonly underlayDevice: string;
   /** What the reconcilers fail at just now. */
   readonly problems: readonly { readonly subject: string; readonly text: string }[];
   /** Published ports that a process there holds. */
@@ -31,7 +41,9 @@ export interface NodeReport {
   /** It enters published ports and does not forward. */
   readonly forwardingOff: boolean;
   /** Others' base chains that drop by default: `input` or `forward`, and the table. */
-  readonly droppingChains: readonly { readonly hook: string; readonly table: string }[];
+  readonly droppingChains: readonly DroppingChain[];
+  /** Others' rules that drop by port or address. */
+  readonly droppingRules: readonly DroppingRule[];
 }
 
 export interface PeerFinding {
@@ -45,6 +57,8 @@ export interface PeerFinding {
     | { readonly report: NodeReport; readonly sentMs: number; readonly receivedMs: number }
     | { readonly error: string }
     | undefined;
+  /** By ICMP; undefined where it was not tried. */
+  readonly underlay: UnderlayReach | undefined;
   readonly dataPath: "ok" | "blocked" | "unknown";
   readonly dataPathDetail: string;
   readonly mtu: number | null;
@@ -52,12 +66,20 @@ export interface PeerFinding {
 
 export interface Findings {
   readonly node: string;
+  /** Where this node's traffic comes from. */
+  readonly address: string;
   readonly self: NodeReport;
   readonly peers: readonly PeerFinding[];
   readonly gossipPort: number;
   readonly dataPathPort: number;
+  /** MTU of the device that carries our data-path address. */
+  readonly underlayMtu: number;
+  /** Why nobody was asked by ICMP. */
+  readonly underlayProblem: string | undefined;
   /** Largest inner packet our own underlay takes. */
   readonly fullSize: number;
+  /** MTU of the largest network that has an endpoint here: what must get through. */
+  readonly neededSize: number;
   /** Why nobody is probed. */
   readonly pathProblem: string | undefined;
   readonly networks: readonly {
@@ -72,13 +94,17 @@ export interface Findings {
 const SPACE_WARNING = 0.8;
 /** Clocks that differ by more make events and certificates hard to follow. */
 const CLOCK_WARNING_MS = 2_000;
+/** Fewer are bits that flipped on the way. */
+const BAD_CHECKSUMS = 10;
 const STEPS_SHOWN = 3;
 
 /** One line a check; what is well of many nodes is one line, what is wrong a line each. */
 export function diagnose(findings: Findings): DoctorView {
   const checks = [
     ...checkFeatures(findings),
+    ...checkIcmp(findings),
     ...findings.peers.flatMap((peer) => [
+      ...checkUnderlay(peer, findings),
       ...checkGossip(peer, findings),
       ...checkDataPath(peer, findings),
       ...checkMtu(peer, findings),
@@ -89,6 +115,7 @@ export function diagnose(findings: Findings): DoctorView {
         cure: "it is repaired within seconds; if it comes back, find who changes it (netctl events)",
       })),
     ),
+    ...checkRepairs(findings),
     ...eachNode(findings, "reconciler", "nothing is failing", (report) =>
       report.problems.map(({ subject, text }) => ({
         text: `${subject}: ${text}`,
@@ -108,6 +135,14 @@ export function diagnose(findings: Findings): DoctorView {
           ]
         : [],
     ),
+    ...eachNode(findings, "checksums", "packets arrive with the checksums they should have", (report) =>
+      report.badChecksums
+        .filter(({ packets }) => packets >= BAD_CHECKSUMS)
+        .map(({ place, packets }) => ({
+          text: `${packets} packets with a wrong UDP or TCP checksum came in the last ten minutes (${place})`,
+          cure: `a network card offloads checksums of VXLAN wrongly: ethtool -K ${report.underlayDevice || "DEVICE"} tx off on the hosts that send, rx off here`,
+        })),
+    ),
     ...checkFirewall(findings),
     ...checkStrangers(findings),
     ...eachNode(findings, "rows", "the rows of others make sense", (report) =>
@@ -125,19 +160,24 @@ export function diagnose(findings: Findings): DoctorView {
   return { ok: checks.every((check) => check.status !== "failed"), checks };
 }
 
-function checkFeatures({ node, self }: Findings): Check[] {
-  if (self.missing.length === 0)
-    return [{ name: "kernel", subject: node, status: "ok", detail: "has every feature that is used" }];
-  return self.missing.map(({ name, needed, detail, cure }) => ({
-    name: "kernel",
-    subject: node,
-    status: needed ? "failed" : "warning",
-    detail: `${name} is missing: ${detail}`,
-    cure,
-  }));
+function checkFeatures(findings: Findings): Check[] {
+  const reports = allReports(findings);
+  const missing = reports.flatMap(({ node, report }) =>
+    report.missing.map(({ name, needed, detail, cure }): Check => ({
+      name: "kernel",
+      subject: node,
+      status: needed ? "failed" : "warning",
+      detail: `${name} is missing: ${detail}`,
+      cure,
+    })),
+  );
+  if (missing.length > 0) return missing;
+  const detail = reports.length === 1 ? "has every feature that is used" : "have every feature that is used";
+  return [{ name: "kernel", subject: nodesText(reports.length), status: "ok", detail }];
 }
 
-function checkGossip(peer: PeerFinding, { gossipPort }: Findings): Check[] {
+function checkGossip(peer: PeerFinding, findings: Findings): Check[] {
+  const { gossipPort } = findings;
   const { name, state, rttMs, answer } = peer;
   const where = `${name} (${peer.address})`;
   if (state === "dead")
@@ -147,10 +187,20 @@ function checkGossip(peer: PeerFinding, { gossipPort }: Findings): Check[] {
         subject: where,
         status: "failed",
         detail: "dead: it answers nobody",
-        cure: `start netagent there, or netctl node rm ${name}`,
+        cure: blameRule(
+          findings,
+          peer,
+          ["udp", gossipPort],
+          `start netagent there, or netctl node rm ${name}`,
+        ),
       },
     ];
-  const open = `open UDP and TCP port ${gossipPort} between the two, in both directions`;
+  const open = blameRule(
+    findings,
+    peer,
+    ["udp", gossipPort],
+    `open UDP and TCP port ${gossipPort} between the two, in both directions`,
+  );
   const udp: Check =
     state === "suspect"
       ? { name: "gossip-udp", subject: where, status: "failed", detail: "suspected: probes fail", cure: open }
@@ -171,7 +221,12 @@ function checkGossip(peer: PeerFinding, { gossipPort }: Findings): Check[] {
           subject: where,
           status: "failed",
           detail: answer.error,
-          cure: `open TCP port ${gossipPort} between the two, in both directions`,
+          cure: blameRule(
+            findings,
+            peer,
+            ["tcp", gossipPort],
+            `open TCP port ${gossipPort} between the two, in both directions`,
+          ),
         }
       : {
           name: "gossip-tcp",
@@ -182,8 +237,72 @@ function checkGossip(peer: PeerFinding, { gossipPort }: Findings): Check[] {
   return [udp, tcp];
 }
 
-function checkDataPath(peer: PeerFinding, { node, dataPathPort, pathProblem }: Findings): Check[] {
+function checkIcmp({ node, underlayProblem }: Findings): Check[] {
+  if (underlayProblem === undefined) return [];
+  const cure = "grant what is missing; until then the underlay's path MTU is not known";
+  return [{ name: "underlay", subject: node, status: "warning", detail: underlayProblem, cure }];
+}
+
+/** What ICMP says of the way beneath everything. What gossip or data path say better is said there. */
+function checkUnderlay(peer: PeerFinding, { underlayMtu }: Findings): Check[] {
+  const { underlay, state, dataPath } = peer;
+  if (underlay === undefined || state === "left") return [];
+  const check = { name: "underlay", subject: peer.name };
+  switch (underlay.state) {
+    case "unreachable":
+      return [
+        {
+          ...check,
+          status: "failed",
+          detail: `this host has no way to ${peer.address}: ${underlay.reason}`,
+          cure: `ip route get ${peer.address} shows which route it is`,
+        },
+      ];
+    case "silent":
+      return state === "dead"
+        ? [
+            {
+              ...check,
+              status: "warning",
+              detail: "answers no ICMP either",
+              cure: "see whether the host is up and its cable in",
+            },
+          ]
+        : [{ ...check, status: "ok", detail: "answers no ICMP, which may be filtered" }];
+    case "answers": {
+      const ms = underlay.rttMs.toFixed(1);
+      const detail = `answers in ${ms} ms; ${underlay.mtu} of ${underlayMtu} bytes get through uncut`;
+      if (underlay.mtu >= underlayMtu || dataPath === "ok") return [{ ...check, status: "ok", detail }];
+      const cure = "make the underlay's MTU the same everywhere, or create networks with a smaller --mtu";
+      return [{ ...check, status: "warning", detail, cure }];
+    }
+  }
+}
+
+/** Where a rule of somebody's is known to drop that traffic, it is the cure to take it out. */
+function blameRule(
+  { node, self, address }: Findings,
+  peer: PeerFinding,
+  [protocol, port]: readonly ["udp" | "tcp", number],
+  otherwise: string,
+): string {
+  const theirs = peer.answer !== undefined && "report" in peer.answer ? peer.answer.report.droppingRules : [];
+  const found = [
+    ...self.droppingRules
+      .filter((rule) => concerns(rule, { protocol, port, address: peer.address }))
+      .map(({ text }) => `${text}" on ${node}`),
+    ...theirs
+      .filter((rule) => concerns(rule, { protocol, port, address }))
+      .map(({ text }) => `${text}" on ${peer.name}`),
+  ];
+  return found.length === 0 ? otherwise : `take out the rule "${found.join(`, and "`)}`;
+}
+
+function checkDataPath(peer: PeerFinding, findings: Findings): Check[] {
+  const { node, dataPathPort, pathProblem } = findings;
   if (peer.state !== "alive" || peer.answer === undefined) return [];
+  // A silent agent answers no probe either; what its kernel forwards nobody knows, and gossip-tcp names it.
+  if ("error" in peer.answer && peer.dataPath !== "ok") return [];
   const check = { name: "data-path", subject: peer.name };
   switch (peer.dataPath) {
     case "ok":
@@ -211,16 +330,25 @@ function checkDataPath(peer: PeerFinding, { node, dataPathPort, pathProblem }: F
           ...check,
           status: "failed",
           detail: `blocked: ${peer.dataPathDetail}`,
-          cure: `let UDP port ${dataPathPort} through ${where}`,
+          cure: blameRule(
+            findings,
+            peer,
+            ["udp", dataPathPort],
+            `let UDP port ${dataPathPort} through ${where}`,
+          ),
         },
       ];
     }
   }
 }
 
-function checkMtu(peer: PeerFinding, { fullSize }: Findings): Check[] {
+function checkMtu(peer: PeerFinding, { fullSize, neededSize }: Findings): Check[] {
   const { mtu } = peer;
   if (peer.dataPath !== "ok" || mtu === null) return [];
+  if (mtu < fullSize && mtu >= neededSize) {
+    const detail = `${mtu} bytes get through, what the largest network here sends`;
+    return [{ name: "mtu", subject: peer.name, status: "ok", detail }];
+  }
   if (mtu >= fullSize)
     return [{ name: "mtu", subject: peer.name, status: "ok", detail: `${mtu} bytes get through` }];
   return [
@@ -234,7 +362,7 @@ function checkMtu(peer: PeerFinding, { fullSize }: Findings): Check[] {
   ];
 }
 
-/** A line for each fault on each node, this one first; one line when nobody has any. */
+/** A line for each fault on each node, this one first; one line when there is none. */
 function eachNode(
   findings: Findings,
   name: string,
@@ -269,6 +397,23 @@ function checkFirewall(findings: Findings): Check[] {
       },
     ];
   });
+}
+
+/** A fault that lasts milliseconds shows here: it is over, but whoever makes it may go on. */
+function checkRepairs(findings: Findings): Check[] {
+  const reports = allReports(findings);
+  const found = reports.flatMap(({ node, report }): Check[] =>
+    report.repairs.map(({ subject, text, times, agoMs }) => ({
+      name: "repairs",
+      subject: node,
+      status: "warning",
+      detail: `${subject}: ${text}; ${times === 1 ? "" : `${times} times, the last `}${Math.round(agoMs / 1000)} s ago`,
+      cure: "all is well again; if it comes back, find what else on that host manages its network",
+    })),
+  );
+  if (found.length > 0) return found;
+  const detail = "nothing had to be mended in the last ten minutes";
+  return [{ name: "repairs", subject: nodesText(reports.length), status: "ok", detail }];
 }
 
 function checkStrangers(findings: Findings): Check[] {

@@ -1,6 +1,7 @@
 import { readFileSync } from "node:fs";
 import { errorText, NetError } from "../base/error.ts";
 import type { NetworkId } from "../base/id.ts";
+import { type IpAddr, ipFromBytes } from "../base/ip.ts";
 import type { Random } from "../base/random.ts";
 import { after, elapsed, type Instant } from "../base/time.ts";
 import { Forwarder, type ForwarderEffect, type ForwarderInput } from "../dns/forwarder.ts";
@@ -96,6 +97,20 @@ export class DnsRunner implements Dependent {
       if (!asker.learning) this.#askers.set(sandbox, asker);
     }
     return asker;
+  }
+
+  /** The addresses a name stands for in a sandbox, on the first of its networks that knows it; none when none does. */
+  addressesOf(sandbox: string, name: string): IpAddr[] {
+    for (const zone of this.asker(sandbox).zones) {
+      const entry = zone.lookup(name.toLowerCase());
+      if (entry !== undefined) return entry.a.map(({ data }) => ipFromBytes(data));
+    }
+    return [];
+  }
+
+  /** Why questions of the sandbox do not reach us; undefined when they do. */
+  problem(sandbox: string): string | undefined {
+    return this.#failed.get(sandbox) ?? (this.#servers.has(sandbox) ? undefined : "no names are served here");
   }
 
   /** Resolves when questions of the sandbox are led to us, or cannot be just now, which has been reported. */

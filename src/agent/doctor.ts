@@ -1,18 +1,21 @@
-import { execFile } from "node:child_process";
 import { setTimeout as pause } from "node:timers/promises";
 import { z } from "zod";
 import { errorText, NetError } from "../base/error.ts";
 import type { NodeName } from "../base/id.ts";
+import { type IpAddr, tryParseIp } from "../base/ip.ts";
 import { probeFeatures, type FeatureName } from "../kernel/features.ts";
+import { probeUnderlay, type UnderlayReach } from "../kernel/icmp-probe.ts";
 import { Netns } from "../kernel/netns.ts";
 import { NEIGHBOR_LIMITS } from "../kernel/overlay-dataplane.ts";
+import type { Underlay } from "../kernel/underlay.ts";
 import { overlayMtu } from "../overlay/desired.ts";
-import { formatStep } from "../overlay/plan.ts";
 import { peerRecordOf } from "../overlay/rows.ts";
 import { PEER_TABLE } from "../wire/networkdb/records.ts";
 import type { Agent } from "./agent.ts";
+import type { ChecksumWatch } from "./checksum-watch.ts";
 import type { DoctorView } from "./control-protocol.ts";
 import { diagnose, type NodeReport, type PeerFinding } from "./diagnosis.ts";
+import { readFirewall } from "./firewall.ts";
 import { fingerprint } from "./keys.ts";
 import type { MeshRunner } from "./mesh-runner.ts";
 import type { PathRunner } from "./path-runner.ts";
@@ -23,9 +26,10 @@ import type { Views } from "./views.ts";
 /** A plan with steps is looked at again after this: what is being done just now is no drift. */
 const SECOND_LOOK_MS = 400;
 const ASK_TIMEOUT_MS = 5_000;
+/** Peers asked by ICMP. */
+const MAX_PROBED = 256;
 /** Lines of one kind in a report; a node with thousands of differences must not fill the answer. */
 const MAX_LINES = 50;
-const NFT_TIMEOUT_MS = 2_000;
 
 const lines = z.array(z.string().max(4096)).max(MAX_LINES);
 const reportSchema = z.object({
@@ -38,10 +42,30 @@ const reportSchema = z.object({
   missing: z
     .array(z.object({ name: z.string(), needed: z.boolean(), detail: z.string(), cure: z.string() }))
     .max(MAX_LINES),
+  repairs: z
+    .array(z.object({ subject: z.string(), text: z.string(), times: z.number(), agoMs: z.number() }))
+    .max(MAX_LINES)
+    .default([]),
+  badChecksums: z
+    .array(z.object({ place: z.string(), packets: z.number() }))
+    .max(MAX_LINES)
+    .default([]),
+  underlayDevice: z.string().max(64).default(""),
   strangers: lines.default([]),
   rejectedRows: lines.default([]),
   forwardingOff: z.boolean(),
   droppingChains: z.array(z.object({ hook: z.string(), table: z.string() })).max(MAX_LINES),
+  droppingRules: z
+    .array(
+      z.object({
+        text: z.string().max(4096),
+        ports: z.array(z.tuple([z.number(), z.number()])),
+        protocol: z.string().optional(),
+        addresses: z.array(z.string()),
+      }),
+    )
+    .max(MAX_LINES)
+    .default([]),
 });
 const reply = z.union([z.object({ result: reportSchema }), z.object({ error: z.string() })]);
 
@@ -51,7 +75,9 @@ export interface DoctorParts {
   readonly mesh: MeshRunner;
   readonly paths: PathRunner;
   readonly filter: UnderlayFilter;
-  readonly underlayMtu: () => number;
+  readonly checksums: Pick<ChecksumWatch, "recent">;
+  /** The device that carries our data-path address. */
+  readonly underlay: () => Underlay;
 }
 
 /** Looks at this node, asks all others to look at themselves, and probes the way to each. */
@@ -67,8 +93,13 @@ export class Doctor {
     const { agent, views, paths } = this.#parts;
     const { config } = agent;
     const living = views.peers().filter((peer) => !peer.self && peer.state !== "left");
-    const [self, , ...answers] = await Promise.all([
+    const underlayMtu = this.#parts.underlay().mtu;
+    const [self, reach, , ...answers] = await Promise.all([
       this.report(),
+      reachable(
+        living.flatMap(({ address }) => tryParseIp(address) ?? []),
+        underlayMtu,
+      ),
       paths.look(),
       ...living.map((peer) => this.#ask(peer.id, peer.state)),
     ]);
@@ -77,22 +108,27 @@ export class Doctor {
     const peers = living.map((before, index): PeerFinding => {
       const peer = after.get(before.id) ?? before;
       const { name, address, state, rttMs, dataPath, dataPathDetail, mtu } = peer;
-      return { name, address, state, rttMs, dataPath, dataPathDetail, mtu, answer: answers[index] };
+      const underlay = "problem" in reach ? undefined : reach.found.get(address as IpAddr);
+      return { name, address, state, rttMs, underlay, dataPath, dataPathDetail, mtu, answer: answers[index] };
     });
     const { state } = agent.loop.node;
     return diagnose({
       node: config.name,
+      address: config.advertise.ip,
       self,
       peers,
       gossipPort: config.gossipPort,
       dataPathPort: config.dataPathPort,
-      fullSize: overlayMtu(this.#parts.underlayMtu(), config.dataPathAddrs[0] ?? config.advertise.ip),
+      underlayMtu,
+      underlayProblem: "problem" in reach ? reach.problem : undefined,
+      fullSize: this.#fullSize(),
+      neededSize: this.#neededSize(),
       pathProblem: paths.problem,
-      networks: state.networks().map(({ id, name, conflicts }) => {
-        const use = state.ringUse(id);
-        const total = use?.size ?? 0;
-        return { name, total, used: total - (use?.free ?? 0), conflict: conflicts[0]?.text };
-      }),
+      networks: state.networks().map((network) => ({
+        name: network.name,
+        ...views.addressUse(network),
+        conflict: network.conflicts[0]?.text,
+      })),
     });
   }
 
@@ -107,11 +143,14 @@ export class Doctor {
     if (filter.problem !== undefined)
       problems.push({ subject: "VXLAN filter", text: filter.problem.message });
     if (mesh.problem !== undefined) problems.push({ subject: "mesh", text: mesh.problem.message });
-    const droppingChains = await readDroppingChains();
+    const firewall = await readFirewall();
     return {
       wallMs: Date.now(),
       keys: node.keys.map(fingerprint),
       drift: (await this.#drift()).slice(0, MAX_LINES),
+      repairs: agent.repairs.recent(agent.loop.now()).slice(0, MAX_LINES),
+      badChecksums: this.#parts.checksums.recent().slice(0, MAX_LINES),
+      underlayDevice: this.#parts.underlay().ifname,
       problems: problems.slice(0, MAX_LINES),
       heldPorts: mesh.heldPorts.slice(0, MAX_LINES),
       duplicates: this.#duplicates().slice(0, MAX_LINES),
@@ -124,8 +163,9 @@ export class Doctor {
       forwardingOff: this.#forwardingOff(),
       droppingChains:
         agent.endpoints.ingressLeg() === undefined
-          ? droppingChains.filter(({ hook }) => hook !== "forward")
-          : droppingChains,
+          ? firewall.chains.filter(({ hook }) => hook !== "forward")
+          : firewall.chains,
+      droppingRules: firewall.rules,
     };
   }
 
@@ -157,9 +197,8 @@ export class Doctor {
     for (const network of agent.reconciler.networks) {
       const subject = agent.networkName(network);
       try {
-        const { steps } = await agent.reconciler.plan(network);
-        if (steps.length > 0)
-          found.push({ subject, steps: steps.slice(0, MAX_LINES).map((step) => formatStep(network, step)) });
+        const { faults } = await agent.reconciler.plan(network);
+        if (faults.length > 0) found.push({ subject, steps: faults.slice(0, MAX_LINES) });
       } catch (error) {
         if (!(error instanceof NetError)) throw error;
         found.push({ subject, steps: [error.message] });
@@ -205,6 +244,19 @@ export class Doctor {
     return found;
   }
 
+  /** Of the underlay: what a network without an MTU of its own takes. */
+  #fullSize(): number {
+    const { config } = this.#parts.agent;
+    return overlayMtu(this.#parts.underlay().mtu, config.dataPathAddrs[0] ?? config.advertise.ip);
+  }
+
+  #neededSize(): number {
+    const { agent } = this.#parts;
+    const used = [...agent.endpoints.networks()].flatMap((id) => agent.loop.node.state.network(id) ?? []);
+    const sizes = used.map((network) => agent.overlayNetwork(network).mtu);
+    return sizes.length === 0 ? this.#fullSize() : Math.max(...sizes);
+  }
+
   #missing(): NodeReport["missing"][number][] {
     const { config, dataplane } = this.#parts.agent;
     const features = probeFeatures(config.runDir);
@@ -227,6 +279,19 @@ export class Doctor {
   }
 }
 
+/** Without the privilege for ICMP all else is still examined. */
+async function reachable(
+  targets: readonly IpAddr[],
+  mtu: number,
+): Promise<{ readonly found: ReadonlyMap<IpAddr, UnderlayReach> } | { readonly problem: string }> {
+  try {
+    return { found: await probeUnderlay(targets.slice(0, MAX_PROBED), mtu) };
+  } catch (error) {
+    if (!(error instanceof NetError)) throw error;
+    return { problem: error.message };
+  }
+}
+
 /** Limits the agent would have raised and could not. Only the initial namespace shows them. */
 function neighborLimitProblems(): NodeReport["missing"][number][] {
   using host = Netns.current();
@@ -236,43 +301,4 @@ function neighborLimitProblems(): NodeReport["missing"][number][] {
     const detail = `it is ${actual}: containers that know many others lose neighbors`;
     return [{ name: `${name} of ${least}`, needed: false, detail, cure: `sysctl -w ${name}=${least}` }];
   });
-}
-
-const nftChains = z.object({
-  nftables: z.array(
-    z.object({
-      chain: z
-        .object({
-          family: z.string(),
-          table: z.string(),
-          hook: z.string().optional(),
-          policy: z.string().optional(),
-        })
-        .optional(),
-    }),
-  ),
-});
-
-/** Others' chains that drop what no rule of theirs accepts. Without `nft` there is nothing to say. */
-async function readDroppingChains(): Promise<{ hook: string; table: string }[]> {
-  const text = await new Promise<string>((resolve) =>
-    execFile("nft", ["-j", "list", "chains"], { timeout: NFT_TIMEOUT_MS }, (error, stdout) =>
-      resolve(error === null ? stdout : ""),
-    ),
-  );
-  try {
-    return nftChains
-      .parse(JSON.parse(text))
-      .nftables.flatMap(({ chain }) =>
-        chain?.policy === "drop" &&
-        chain.table !== "netagent" &&
-        (chain.hook === "input" || chain.hook === "forward") &&
-        chain.family !== "bridge"
-          ? [{ hook: chain.hook, table: `${chain.family} ${chain.table}` }]
-          : [],
-      )
-      .slice(0, MAX_LINES);
-  } catch {
-    return [];
-  }
 }

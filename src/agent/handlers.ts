@@ -37,6 +37,8 @@ export interface HandlerParts {
   /** What the mesh would change now. */
   readonly meshPlan: () => PlanView[];
   readonly portCheck: PortCheck;
+  /** What packets get through between all nodes, where that is less than this node's underlay takes. */
+  readonly narrowestMtu: () => Promise<number | undefined>;
   readonly doctor: () => Promise<Results["doctor"]>;
   readonly trace: (from: string, to: string, port: number | undefined) => Promise<Results["trace"]>;
   /** What a name means to an endpoint of this node. @throws NetError */
@@ -275,14 +277,15 @@ export function createHandlers(parts: HandlerParts): ControlHandlers {
     "network.create": async (params) => {
       const { timeoutMs: _timeoutMs, external, ...rest } = params;
       if (rest.encrypted) throw cannotEncrypt(`create ${rest.name}`);
-      const spec = { ...defined(rest), ...(external === undefined ? {} : { external: defined(external) }) };
+      const narrow = rest.mtu === undefined ? await parts.narrowestMtu() : undefined;
+      const mtu = narrow === undefined ? {} : { mtu: narrow };
+      const spec = {
+        ...defined(rest),
+        ...mtu,
+        ...(external === undefined ? {} : { external: defined(external) }),
+      };
       const result = await loop.request({ type: "create-network", spec, hostSubnets: hostSubnets(agent) });
       if (result.type !== "network") throw new NetError("internal", "create-network answered something else");
-      agent.event(
-        "network-created",
-        result.network.name,
-        `${result.network.subnet.ip}/${result.network.subnet.prefixLength}, VNI ${result.network.vni}`,
-      );
       return views.network(node.state.findNetwork(result.network.id));
     },
     "network.ls": () => views.networks(),
@@ -294,7 +297,6 @@ export function createHandlers(parts: HandlerParts): ControlHandlers {
         .map((endpoint) => `${endpoint.name || endpoint.id.slice(0, 12)} on ${endpoint.node}`);
       await loop.request({ type: "remove-network", network: found.id, endpoints: names });
       await reconciler.settled(found.id, timeoutMs);
-      agent.event("network-removed", found.name, found.id);
       return { id: found.id };
     },
     attach,
@@ -341,7 +343,6 @@ export function createHandlers(parts: HandlerParts): ControlHandlers {
       };
       const result = await loop.request({ type: "create-service", spec });
       if (result.type !== "service") throw new NetError("internal", "create-service answered something else");
-      agent.event("service-created", result.service.name, result.service.id);
       agent.refresh();
       await parts.meshSettled(timeoutMs);
       return views.service(node.state.findService(result.service.id));
@@ -376,7 +377,6 @@ export function createHandlers(parts: HandlerParts): ControlHandlers {
           ...(drainTimeoutMs === undefined ? {} : { drainTimeoutMs }),
         },
       });
-      agent.event("service-updated", before.name, before.id);
       agent.refresh();
       await parts.meshSettled(timeoutMs);
       return views.service(node.state.findService(before.id));
@@ -384,7 +384,6 @@ export function createHandlers(parts: HandlerParts): ControlHandlers {
     "service.rm": async ({ service, timeoutMs }) => {
       const found = node.state.findService(service);
       await loop.request({ type: "remove-service", service: found.id });
-      agent.event("service-removed", found.name, found.id);
       agent.refresh();
       await parts.meshSettled(timeoutMs);
       return { id: found.id };
@@ -394,7 +393,6 @@ export function createHandlers(parts: HandlerParts): ControlHandlers {
     "node.update": async ({ node: reference, availability, timeoutMs }) => {
       const found = views.findNode(reference);
       await loop.request({ type: "update-node", node: found.id, availability });
-      agent.event("node-updated", found.name, availability);
       agent.refresh();
       await parts.meshSettled(timeoutMs);
       return views.findNode(found.id);
@@ -402,7 +400,6 @@ export function createHandlers(parts: HandlerParts): ControlHandlers {
     "node.rm": async ({ node: reference }) => {
       const found = views.findNode(reference);
       await loop.request({ type: "remove-node", node: found.id });
-      agent.event("node-removed", found.name, found.id);
       return { id: found.id };
     },
     tables: ({ network, table, all }) =>

@@ -7,12 +7,18 @@ import { NftTableKeeper } from "../kernel/nft.ts";
 import { applyReturnPath, readDefaultSource, readReturnPath } from "../kernel/return-path.ts";
 import { HOST, type NamespaceState } from "../mesh/desired.ts";
 import { FAILING } from "../mesh/host-rules.ts";
-import { isEmptyPlan, planSize } from "../mesh/plan.ts";
-import { planReturnPath } from "../mesh/return-path.ts";
+import { describeRepair, isEmptyPlan } from "../mesh/plan.ts";
+import { describeReturnPathStep, planReturnPath } from "../mesh/return-path.ts";
+import { TABLE } from "../mesh/ruleset.ts";
 import { INGRESS_HOST_LINK } from "../overlay/naming.ts";
 
 /** Sweeps and changes between two looks at iptables when nobody seems to have changed anything. */
 const FORWARD_EVERY = 10;
+
+/** Something was changed; `faults` are what another hand had done, and what was done about it. */
+export interface MeshOutcome {
+  readonly faults: readonly string[];
+}
 
 /** The mesh's handles on one namespace, the host's or a sandbox's. */
 export class MeshNamespace {
@@ -22,6 +28,8 @@ export class MeshNamespace {
   readonly #keeper: NftTableKeeper;
   readonly #routes: NetlinkSocket;
   #last: NamespaceState | undefined;
+  /** Sysctls this kernel did not have when last looked at: connection tracking's come with its module. */
+  readonly #absent = new Set<string>();
   #forwardLeg: string | undefined;
   /** The ruleset's when FORWARD was looked at last. */
   #forwardGeneration: number | undefined;
@@ -50,52 +58,70 @@ export class MeshNamespace {
   }
 
   /**
-   * What had to be changed; undefined when all agreed. The kernel is looked at only for `everything`, or when the
+   * What had to be changed; undefined when nothing had to. The kernel is looked at only for `everything`, or when the
    * state is not the one that was brought about last. @throws NetError
    */
   async reconcile(
     state: NamespaceState,
     look: { readonly everything: boolean; readonly deep: boolean },
-  ): Promise<{ readonly repaired: boolean; readonly text: string } | undefined> {
-    if (!look.everything && this.#last !== undefined && sameState(state, this.#last)) return undefined;
+  ): Promise<MeshOutcome | undefined> {
+    const unchanged = this.#last !== undefined && sameState(state, this.#last);
+    if (!look.everything && unchanged) return undefined;
     this.#last = undefined;
-    const outcome = await this.#apply(state, look.deep);
+    const outcome = await this.#apply(state, look.deep, unchanged);
     this.#last = state;
     return outcome;
   }
 
-  async #apply(
-    state: NamespaceState,
-    deep: boolean,
-  ): Promise<{ readonly repaired: boolean; readonly text: string } | undefined> {
+  /** `unchanged`: the same state was brought about before, so that what differs now is another hand's doing. */
+  async #apply(state: NamespaceState, deep: boolean, unchanged: boolean): Promise<MeshOutcome | undefined> {
+    const faults: string[] = [];
+    let changed = false;
     for (const [name, value] of state.sysctls) {
       const now = this.#netns.readSysctl(name);
       // One of connection tracking is there once its module is, which our first rules load; the next sweep sets it.
-      if (now !== undefined && now !== value) this.#netns.writeSysctl(name, value);
+      const isNew = this.#absent.delete(name);
+      if (now === undefined) this.#absent.add(name);
+      if (now === undefined || now === value) continue;
+      this.#netns.writeSysctl(name, value);
+      changed = true;
+      if (unchanged && !isNew) faults.push(`sysctl ${name} was ${now}: set to ${value}`);
     }
     // Ways back before the rules that mark connections for them.
-    const ways = this.#path === HOST ? [] : planReturnPath(state.returnPath, readReturnPath(this.#routes));
-    if (ways.length > 0) applyReturnPath(this.#routes, ways);
-    if (this.#path === HOST) await this.#letForward(state);
+    if (this.#path !== HOST) {
+      const ways = readReturnPath(this.#routes);
+      const steps = planReturnPath(state.returnPath, ways);
+      if (steps.length > 0) {
+        applyReturnPath(this.#routes, steps);
+        changed = true;
+        if (unchanged) faults.push(...steps.map((step) => describeReturnPathStep(step, ways)));
+      }
+    } else if (await this.#letForward(state)) {
+      changed = true;
+      if (unchanged) faults.push("the FORWARD chain of iptables lacked our rules, or had too many: set");
+    }
     const { plan, repaired } = await this.#keeper.reconcile(state.ruleset, { deep });
-    if (isEmptyPlan(plan)) return undefined;
-    const { added, deleted } = planSize(plan);
-    return { repaired, text: `rules in ${this.#path}: ${added} elements added, ${deleted} deleted` };
+    if (!isEmptyPlan(plan)) {
+      changed = true;
+      if (repaired) faults.push(`nftables table ${TABLE}: ${describeRepair(plan)}`);
+    }
+    return changed ? { faults: faults.map((fault) => `${fault} in ${this.#path}`) } : undefined;
   }
 
   /**
    * iptables' FORWARD policy is looked at when somebody changed a ruleset, and now and then: that of the legacy back
    * end counts no generation.
    */
-  async #letForward({ forwards }: NamespaceState): Promise<void> {
+  async #letForward({ forwards }: NamespaceState): Promise<boolean> {
     const leg = forwards ? INGRESS_HOST_LINK : undefined;
     const due = this.#forwardAge++ % FORWARD_EVERY === 0;
     // Where no rules of ours are, the keeper takes everything for changed.
-    const changed = this.#keeper.generation() !== this.#forwardGeneration && this.#keeper.changedByOthers();
-    if (!due && leg === this.#forwardLeg && !changed) return;
-    await reconcileForwardPolicy(this.#netns, leg);
+    const touched = this.#keeper.generation() !== this.#forwardGeneration && this.#keeper.changedByOthers();
+    if (!due && leg === this.#forwardLeg && !touched) return false;
+    const changed = await reconcileForwardPolicy(this.#netns, leg);
     this.#forwardLeg = leg;
     this.#forwardGeneration = this.#keeper.generation();
+    return changed;
   }
 
   /** The same, only said. @throws NetError */
@@ -103,17 +129,16 @@ export class MeshNamespace {
     const steps: string[] = [];
     for (const [name, value] of state.sysctls) {
       const now = this.#netns.readSysctl(name);
-      if (now !== undefined && now !== value) steps.push(`set sysctl ${name} = ${value} in ${this.#path}`);
+      if (now !== undefined && now !== value)
+        steps.push(`sysctl ${name} was ${now}: set to ${value} in ${this.#path}`);
     }
-    const ways = this.#path === HOST ? [] : planReturnPath(state.returnPath, readReturnPath(this.#routes));
-    for (const way of ways) steps.push(`${way.type} for replies in ${this.#path}`);
+    if (this.#path !== HOST) {
+      const ways = readReturnPath(this.#routes);
+      for (const step of planReturnPath(state.returnPath, ways))
+        steps.push(`${describeReturnPathStep(step, ways)} in ${this.#path}`);
+    }
     const plan = this.#keeper.plan(state.ruleset, { deep: true });
-    if (!isEmptyPlan(plan)) {
-      const { added, deleted } = planSize(plan);
-      steps.push(
-        `change nftables table netagent in ${this.#path}: ${added} elements added, ${deleted} deleted`,
-      );
-    }
+    if (!isEmptyPlan(plan)) steps.push(`nftables table ${TABLE}: ${describeRepair(plan)} in ${this.#path}`);
     return steps;
   }
 

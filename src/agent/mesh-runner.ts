@@ -240,9 +240,8 @@ export class MeshRunner implements Dependent {
         const outcome = await namespace.reconcile(state, look);
         if (outcome === undefined) continue;
         this.counters.changes++;
-        if (!outcome.repaired) continue;
-        this.counters.repairs++;
-        this.#agent.event("repair", "mesh", outcome.text);
+        this.counters.repairs += outcome.faults.length;
+        for (const fault of outcome.faults) this.#agent.repaired("mesh", fault);
       } catch (error) {
         // One broken sandbox must not keep the others from their rules.
         failure ??= error;

@@ -14,7 +14,7 @@ export interface MetricSources {
     Agent,
     "loop" | "reconciler" | "endpoints" | "networkName" | "rejectedRows" | "dataplane"
   >;
-  readonly views: Pick<Views, "peers" | "services" | "networks" | "endpoints">;
+  readonly views: Pick<Views, "peers" | "services" | "networks" | "endpoints" | "addressUse">;
   readonly mesh: Pick<MeshRunner, "counters">;
   readonly dns: Pick<DnsRunner, "counters" | "upstream">;
   readonly filter: Pick<UnderlayFilter, "counters" | "dropped" | "strangers">;
@@ -185,11 +185,9 @@ export function createRegistry(sources: MetricSources): Registry {
       ),
   );
   gauge("address_space_ratio", "Used part of a network's addresses, 0 to 1.", ["network"], () =>
-    node.state.networks().flatMap(({ id, name }): Sample[] => {
-      const use = node.state.ringUse(id);
-      return use === undefined || use.size === 0
-        ? []
-        : [[{ network: name }, (use.size - use.free) / use.size]];
+    node.state.networks().flatMap((network): Sample[] => {
+      const { total, used } = views.addressUse(network);
+      return total === 0 ? [] : [[{ network: network.name }, used / total]];
     }),
   );
 

@@ -6,6 +6,7 @@ import { elapsed, instant, type Instant } from "../base/time.ts";
 import type { Dataplane } from "../kernel/dataplane.ts";
 import { isEntryStep } from "../kernel/neighbors.ts";
 import type { DesiredOverlay } from "../overlay/desired.ts";
+import { describeDrift } from "../overlay/drift.ts";
 import { derivePlan, formatStep, type OverlayPlan, type OverlayStep } from "../overlay/plan.ts";
 import { Slices } from "./slices.ts";
 
@@ -18,8 +19,11 @@ export interface ReconcilerOptions {
   /** Awaited before a network's device is made: what keeps strangers out of it. @throws NetError to put it off */
   readonly beforeDevice: () => Promise<void>;
   readonly now: () => Instant;
-  /** Steps a sweep or a drift event made necessary, without any change of ours before. */
-  readonly onRepair: (network: NetworkId, steps: readonly OverlayStep[]) => void;
+  /**
+   * A sweep or a drift event made steps necessary, without any change of ours before: what was wrong, of the first
+   * few, and how many steps it took.
+   */
+  readonly onRepair: (network: NetworkId, faults: readonly string[], steps: number) => void;
   readonly onFailure: (network: NetworkId, error: NetError) => void;
 }
 
@@ -32,6 +36,9 @@ const RETRY_MIN_MS = 100;
 const RETRY_MAX_MS = 10_000;
 /** Entries written in one go: a few ms in which gossip waits. */
 const CHUNK_STEPS = 512;
+/** Faults that are put into words; a flushed table has a hundred thousand. */
+const DESCRIBED = 50;
+const REPAIRS_DESCRIBED = 3;
 /** A network whose round took longer than this rests as long as it worked: others need the processor, too. */
 const LONG_ROUND_MS = 20;
 const REST_MAX_MS = 1_000;
@@ -59,6 +66,8 @@ export class Reconciler {
   readonly #options: ReconcilerOptions;
   readonly #dirty = new Map<NetworkId, Work>();
   readonly #known = new Set<NetworkId>();
+  /** The core that was desired last, in one text. */
+  readonly #wanted = new Map<NetworkId, string | undefined>();
   readonly #waiters = new Set<Waiter>();
   readonly #problems = new Map<
     NetworkId,
@@ -132,12 +141,20 @@ export class Reconciler {
   }
 
   /** Desired minus actual, now, without changing anything. @throws NetError when the kernel cannot be asked. */
-  async plan(network: NetworkId): Promise<OverlayPlan & { readonly desired: DesiredOverlay }> {
+  async plan(network: NetworkId): Promise<
+    OverlayPlan & {
+      readonly desired: DesiredOverlay;
+      /** What is wrong where the first steps are needed, in their order. */
+      readonly faults: readonly string[];
+    }
+  > {
     const { dataplane } = this.#options;
     const desired = await this.#slices.run(this.#options.desired(network));
     await this.#slices.run(dataplane.refresh(desired, { fresh: true }));
-    const plan = await this.#slices.run(derivePlan(desired, dataplane.read(desired)));
-    return { ...plan, desired };
+    const actual = dataplane.read(desired);
+    const plan = await this.#slices.run(derivePlan(desired, actual));
+    const faults = plan.steps.slice(0, DESCRIBED).map((step) => describeDrift(desired, actual, step));
+    return { ...plan, desired, faults };
   }
 
   close(): void {
@@ -193,7 +210,7 @@ export class Reconciler {
           if (await this.#reconcile(network, how)) for (const waiter of asking) this.#release(waiter);
         } catch (error) {
           if (!(error instanceof NetError)) throw error;
-          this.#fail(network, error);
+          this.#fail(network, error, how.ours);
         }
         const tookMs = this.#slices.busyMs - busy;
         if (tookMs > LONG_ROUND_MS) await pause(Math.min(REST_MAX_MS, tookMs), undefined, { ref: false });
@@ -215,18 +232,23 @@ export class Reconciler {
     const { dataplane } = this.#options;
     const desired = await this.#slices.run(this.#options.desired(network));
     if (desired.core !== undefined) this.#known.add(network);
+    // The underlay's MTU, which nobody tells us of: what is wanted changed, not what is there.
+    const wanted = JSON.stringify(desired.core);
+    const mended = !ours && (this.#wanted.get(network) ?? wanted) === wanted;
+    this.#wanted.set(network, wanted);
     await this.#slices.run(dataplane.refresh(desired, { fresh }));
-    const plan = await this.#slices.run(derivePlan(desired, dataplane.read(desired)));
+    const actual = dataplane.read(desired);
+    const plan = await this.#slices.run(derivePlan(desired, actual));
     const steps = this.#options.mayPrune(network) ? plan.steps : plan.steps.filter((step) => !isPrune(step));
     if (steps.length > 0) {
+      // Before anything is done: `actual` follows the kernel.
+      const faults = mended
+        ? steps.slice(0, REPAIRS_DESCRIBED).map((step) => describeDrift(desired, actual, step))
+        : [];
       if (steps.some(({ type }) => type === "create-vxlan")) await this.#options.beforeDevice();
       const failed = await this.#slices.run(this.#apply(desired, steps));
       this.counters.steps += steps.length;
-      if (!ours) {
-        this.counters.repairs += steps.length;
-        this.#options.onRepair(network, steps);
-      }
-      if (failed !== undefined) return this.#fail(network, failed);
+      if (failed !== undefined) return this.#fail(network, failed, ours);
       // What was done must be there when looked at again; a kernel that forgets at once is a failure, too.
       const again = await this.#slices.run(derivePlan(desired, dataplane.read(desired)));
       const left = again.steps.filter((step) => this.#options.mayPrune(network) || !isPrune(step));
@@ -235,7 +257,12 @@ export class Reconciler {
         return this.#fail(
           network,
           new NetError("drift", `${formatStep(network, first)}: done, but the kernel does not show it`),
+          ours,
         );
+      if (mended) {
+        this.counters.repairs += steps.length;
+        this.#options.onRepair(network, faults, steps.length);
+      }
     }
     const blocked = plan.blocked[0];
     if (blocked !== undefined) {
@@ -243,10 +270,14 @@ export class Reconciler {
       return this.#fail(
         network,
         new NetError(blocked.reason, `attach ${blocked.endpoint.ifname}: no network namespace at ${where}`),
+        ours,
       );
     }
     this.#problems.delete(network);
-    if (desired.core === undefined) this.#known.delete(network);
+    if (desired.core === undefined) {
+      this.#known.delete(network);
+      this.#wanted.delete(network);
+    }
     return true;
   }
 
@@ -273,7 +304,7 @@ export class Reconciler {
   }
 
   /** The rest is left to a later round, ever less often while it does not help. */
-  #fail(network: NetworkId, error: NetError): false {
+  #fail(network: NetworkId, error: NetError, ours: boolean): false {
     this.counters.failures++;
     const now = this.#options.now();
     const before = this.#problems.get(network);
@@ -283,7 +314,7 @@ export class Reconciler {
     this.#problems.set(network, { error, retryMs, since: now });
     if (before === undefined || before.error.message !== error.message)
       this.#options.onFailure(network, error);
-    setTimeout(() => this.#mark(network, { fresh: true, ours: true }), retryMs).unref();
+    setTimeout(() => this.#mark(network, { fresh: true, ours }), retryMs).unref();
     return false;
   }
 }

@@ -1,126 +1,82 @@
 import { z } from "zod";
 import { errorText, NetError } from "../base/error.ts";
-import { endpointId, networkId, type EndpointId, type NetworkId, type NodeName } from "../base/id.ts";
-import { parseIp } from "../base/ip.ts";
-import { parseMac } from "../base/mac.ts";
-import { namespaceName, VXLAN_LINK } from "../overlay/naming.ts";
-import { formatStep, type OverlayStep } from "../overlay/plan.ts";
-import { INGRESS } from "../state/ingress.ts";
+import { nodeName } from "../base/id.ts";
+import { nearestText } from "../base/nearest.ts";
 import type { ServiceView } from "../state/state.ts";
-import type { Agent } from "./agent.ts";
-import type { BackendView, EndpointView, HopView, TraceView } from "./control-protocol.ts";
-import type { MeshRunner } from "./mesh-runner.ts";
-import type { Views } from "./views.ts";
+import type { HopView, TraceView } from "./control-protocol.ts";
+import { TraceHere, type TraceParts } from "./trace-here.ts";
+import {
+  atMost,
+  parseTraceAnswer,
+  traceQuestion,
+  type AnyTraceAnswer,
+  type ParsedTraceQuestion,
+  type TraceAnswer,
+  type TraceBackend,
+  type TraceEnd,
+  type TracePart,
+  type TraceQuestion,
+} from "./trace-question.ts";
 
 const ASK_TIMEOUT_MS = 5_000;
-const MAX_HOPS = 32;
+/** Backends whose way is shown to the end; the others are counted. */
+const BACKENDS_SHOWN = 4;
 
-/** Asked of the node where a part of the way lies. */
-export const traceQuestion = z.discriminatedUnion("part", [
-  /** Out of an endpoint there, towards another one. */
-  z.object({
-    method: z.literal("trace"),
-    part: z.literal("leave"),
-    network: z.string().transform(networkId),
-    endpoint: z.string().transform(endpointId),
-    ip: z.string().transform(parseIp),
-    mac: z.string().transform(parseMac),
-  }),
-  /** Into an endpoint there. */
-  z.object({
-    method: z.literal("trace"),
-    part: z.literal("arrive"),
-    network: z.string().transform(networkId),
-    endpoint: z.string().transform(endpointId),
-  }),
-  /** Through the rules of the host, or of an endpoint's sandbox. */
-  z.object({
-    method: z.literal("trace"),
-    part: z.literal("rules"),
-    endpoint: z.string().transform(endpointId).optional(),
-  }),
-]);
-export type TraceQuestion = z.input<typeof traceQuestion>;
+const reply = z.union([z.object({ result: z.unknown() }), z.object({ error: z.string() })]);
 
-const hop = z.object({
-  node: z.string(),
-  place: z.string(),
-  what: z.string(),
-  status: z.enum(["ok", "broken", "unknown"]),
-  detail: z.string(),
-});
-const reply = z.union([z.object({ result: z.array(hop).max(MAX_HOPS) }), z.object({ error: z.string() })]);
-
-export interface TraceParts {
-  readonly agent: Agent;
-  readonly views: Views;
-  readonly mesh: MeshRunner;
-}
+/** What a node answered to its part, or why it did not. */
+type Asked<P extends TracePart> = { readonly answer: TraceAnswer<P> } | { readonly silent: string };
 
 /** The way of a packet, each hop checked against table and kernel on the node where it lies. */
 export class Tracer {
   readonly #parts: TraceParts;
+  readonly #here: TraceHere;
 
   constructor(parts: TraceParts) {
     this.#parts = parts;
+    this.#here = new TraceHere(parts);
   }
 
   /**
-   * `from` is an endpoint, or a node that a client outside enters by; `to` an endpoint, a service, a VIP, or with a
-   * port a node. A node that does not answer is a hop of unknown state. @throws NetError when a name is unknown
+   * `from` is an endpoint, or a node that a client outside enters by; `to` an endpoint, a service, a VIP, any name its
+   * sandbox resolves, or with a port a node. Networks need not be this node's: whoever is on them is asked. A node that
+   * does not answer is a hop of unknown state. @throws NetError when a name is unknown
    */
   async trace(from: string, to: string, port: number | undefined): Promise<TraceView> {
-    const { views } = this.#parts;
-    const source = unlessUnknown(() => views.findEndpoint(from));
+    const source = await this.#find(from);
     const hops =
       source === undefined ? await this.#fromOutside(from, to, port) : await this.#between(source, to, port);
-    return { ok: hops.every((one) => one.status !== "broken"), hops };
+    return { ok: hops.every((one) => one.status !== "broken"), hops: atMost("hops", hops) };
   }
 
   /** Answers for this node, also when a peer asks. @throws NetError */
-  async answer(question: z.output<typeof traceQuestion>): Promise<HopView[]> {
-    switch (question.part) {
-      case "leave":
-        return this.#leave(question);
-      case "arrive":
-        return this.#arrive(question.network, question.endpoint);
-      case "rules":
-        return this.#rules(question.endpoint);
-    }
+  answer(question: ParsedTraceQuestion): Promise<AnyTraceAnswer> {
+    return this.#here.answer(question);
   }
 
-  async #between(source: EndpointView, to: string, port: number | undefined): Promise<HopView[]> {
+  async #between(source: TraceEnd, to: string, port: number | undefined): Promise<HopView[]> {
     const { agent, views } = this.#parts;
-    const target = unlessUnknown(() => views.findEndpoint(to));
+    const known = this.#here.find(to, false);
+    const near = known.filter((end) => end.networkId === source.networkId);
+    const target = this.#one(to, near.length > 0 ? near : known);
     if (target !== undefined) return this.#direct(source, target);
     const service = this.#serviceOf(to);
-    if (service === undefined) {
-      // A published port of a node, which has a name and addresses.
-      if (port !== undefined && this.#nodeOf(to) !== undefined) return this.#fromOutside(to, to, port);
-      throw new NetError(
-        "trace-unknown",
-        `trace to '${to}': no endpoint, service, VIP${port === undefined ? "" : " or node"} of that name (netctl endpoint ls, netctl service ls)`,
-      );
-    }
-    const vip = service.networks.find(({ network }) => agent.networkName(network) === source.network)?.vip;
-    const start: HopView = {
-      node: source.node,
-      place: `sandbox of ${label(source)}`,
-      what: `service ${service.name}: ${vip === undefined ? "no VIP here, names lead to backends" : `VIP ${vip}`}`,
-      status: service.networks.some(({ network }) => agent.networkName(network) === source.network)
-        ? "ok"
-        : "broken",
-      detail: service.networks.some(({ network }) => agent.networkName(network) === source.network)
-        ? ""
-        : `${service.name} is not on ${source.network}`,
-    };
-    if (start.status === "broken") return [start];
-    const rules = await this.#ask(source.node, { method: "trace", part: "rules", endpoint: source.id });
-    return [start, ...rules, ...(await this.#toBackends(service, source.node, source))];
+    if (service !== undefined) return this.#throughService(source, service);
+    const named = await this.#byName(source, to);
+    if (named !== undefined) return named;
+    const elsewhere = await this.#find(to);
+    if (elsewhere !== undefined) return this.#direct(source, elsewhere);
+    // A published port of a node, which has a name and addresses.
+    if (port !== undefined && this.#nodeOf(to) !== undefined) return this.#fromOutside(to, to, port);
+    const names = [...agent.loop.node.state.services(), ...views.endpoints()].map((one) => one.name);
+    throw new NetError(
+      "trace-unknown",
+      `trace to '${to}': no endpoint, service, VIP, name${port === undefined ? "" : " or node"} of that name${nearestText(to, names)} (netctl endpoint ls, netctl service ls)`,
+    );
   }
 
-  async #direct(source: EndpointView, target: EndpointView): Promise<HopView[]> {
-    if (source.network !== target.network) {
+  async #direct(source: TraceEnd, target: TraceEnd): Promise<HopView[]> {
+    if (source.networkId !== target.networkId) {
       return [
         {
           node: source.node,
@@ -131,8 +87,8 @@ export class Tracer {
         },
       ];
     }
-    const network = this.#parts.agent.loop.node.state.findNetwork(source.network).id;
-    const leave = await this.#ask(source.node, {
+    const network = source.networkId;
+    const leave = await this.#hops(source.node, {
       method: "trace",
       part: "leave",
       network,
@@ -140,33 +96,71 @@ export class Tracer {
       ip: target.ip,
       mac: target.mac,
     });
-    const arrive = await this.#ask(target.node, {
-      method: "trace",
-      part: "arrive",
-      network,
-      endpoint: target.id,
-    });
-    return [...leave, ...arrive];
+    const arrive = { method: "trace", part: "arrive", network, endpoint: target.id } as const;
+    return [...leave, ...(await this.#hops(target.node, arrive))];
+  }
+
+  async #throughService(source: TraceEnd, service: ServiceView): Promise<HopView[]> {
+    const { agent } = this.#parts;
+    const membership = service.networks.find(({ network }) => network === source.networkId);
+    const start: HopView = {
+      node: source.node,
+      place: `sandbox of ${label(source)}`,
+      what: `service ${service.name}: ${membership?.vip === undefined ? "no VIP here, names lead to backends" : `VIP ${membership.vip}`}`,
+      status: membership === undefined ? "broken" : "ok",
+      detail:
+        membership === undefined
+          ? `${service.name} is not on ${source.network}, but on ${service.networks.map(({ network }) => agent.networkName(network)).join(", ")}`
+          : "",
+    };
+    if (membership === undefined) return [start];
+    const rules = await this.#hops(source.node, { method: "trace", part: "rules", endpoint: source.id });
+    return [start, ...rules, ...(await this.#toBackends(service, source.node, source))];
+  }
+
+  /** What the source's own resolver says the name is; undefined when it knows no such name. */
+  async #byName(source: TraceEnd, name: string): Promise<HopView[] | undefined> {
+    const question = { method: "trace", part: "name", endpoint: source.id, name } as const;
+    const asked = await this.#ask("name", source.node, question);
+    if ("silent" in asked || asked.answer.addresses.length === 0) return undefined;
+    const { addresses, hop } = asked.answer;
+    const hops = [hop];
+    for (const address of addresses.slice(0, BACKENDS_SHOWN)) {
+      const service = this.#serviceOf(address);
+      const target = await this.#find(address, source.networkId);
+      if (service !== undefined) hops.push(...(await this.#throughService(source, service)));
+      else if (target !== undefined) hops.push(...(await this.#direct(source, target)));
+      else {
+        const detail = "nobody says that it has this address";
+        hops.push({ ...hop, what: `${name} is ${address}`, status: "broken", detail });
+      }
+    }
+    return hops;
   }
 
   async #fromOutside(from: string, to: string, port: number | undefined): Promise<HopView[]> {
+    const { state } = this.#parts.agent.loop.node;
     const node = this.#nodeOf(from);
-    if (node === undefined)
+    if (node === undefined) {
+      const known = [...this.#parts.views.peers(), ...this.#parts.views.endpoints()].map(({ name }) => name);
       throw new NetError(
         "trace-unknown",
-        `trace from '${from}': no endpoint or node of that name (netctl endpoint ls, netctl peers)`,
+        `trace from '${from}': no endpoint or node of that name${nearestText(from, known)} (netctl endpoint ls, netctl peers)`,
       );
+    }
     const service =
       port === undefined
         ? this.#serviceOf(to)
-        : this.#parts.agent.loop.node.state
-            .services()
-            .find((one) => one.ports.some((published) => published.published === port));
-    if (service === undefined)
+        : state.services().find((one) => one.ports.some((published) => published.published === port));
+    if (service === undefined) {
+      const names = state.services().map(({ name }) => name);
       throw new NetError(
         "trace-unknown",
-        `trace to '${to}${port === undefined ? "" : `:${port}`}': ${port === undefined ? "no such service" : "no service publishes that port"} (netctl service ls)`,
+        port === undefined
+          ? `trace to '${to}': no such service${nearestText(to, names)} (netctl service ls)`
+          : `trace to '${to}:${port}': no service publishes that port (netctl service ls)`,
       );
+    }
     const start: HopView = {
       node,
       place: "host",
@@ -178,196 +172,108 @@ export class Tracer {
           : `${service.name} publishes nothing (netctl service update --publish-add)`,
     };
     if (start.status === "broken") return [start];
-    const rules = await this.#ask(node, { method: "trace", part: "rules" });
+    const rules = await this.#hops(node, { method: "trace", part: "rules" });
     return [start, ...rules, ...(await this.#toBackends(service, node, undefined))];
   }
 
-  /** Every backend a packet may be sent to; which one the kernel takes is the flow's hash. */
-  async #toBackends(
-    service: ServiceView,
-    entry: string,
-    source: EndpointView | undefined,
-  ): Promise<HopView[]> {
-    const { agent, views } = this.#parts;
-    const backends: BackendView[] = views.backends(service);
+  /** Every backend a packet may be sent to, as `entry` sees them; which one its kernel takes is the flow's hash. */
+  async #toBackends(service: ServiceView, entry: string, source: TraceEnd | undefined): Promise<HopView[]> {
+    const published = source === undefined;
+    const question = { method: "trace", part: "backends", service: service.id, published } as const;
+    const asked = await this.#ask("backends", entry, question);
+    if ("silent" in asked) return [silentHop(entry, asked.silent)];
+    const { backends, entry: leg } = asked.answer;
     const ready = backends.filter((backend) => backend.state === "ready");
     const chosen = ready.length > 0 ? ready : backends;
-    const hops: HopView[] = [
-      {
-        node: entry,
-        place: `service ${service.name}`,
-        what: `one of ${chosen.length} backends: ${chosen.map((one) => `${one.name || one.endpoint.slice(0, 12)} on ${one.node}`).join(", ")}`,
-        status: chosen.length > 0 ? "ok" : "broken",
-        detail:
-          chosen.length > 0
-            ? ready.length > 0
-              ? ""
-              : "all are draining"
-            : `nothing is attached with --service ${service.name}`,
-      },
-    ];
-    for (const backend of chosen.slice(0, 4)) {
-      const target = unlessUnknown(() => views.findEndpoint(backend.endpoint));
-      if (source !== undefined && target !== undefined) {
-        if (source.network === target.network) hops.push(...(await this.#direct(source, target)));
-        continue;
+    const hops: HopView[] = [backendsHop(service.name, entry, chosen, ready.length > 0)];
+    for (const backend of chosen.slice(0, BACKENDS_SHOWN)) {
+      const from = source ?? leg;
+      const { end } = backend;
+      if (end === undefined) {
+        hops.push({
+          node: entry,
+          place: `service ${service.name}`,
+          what: `${backend.label} on ${backend.node}`,
+          status: "broken",
+          detail: "no row says where its packets arrive (netctl tables)",
+        });
+      } else if (from !== undefined && from.networkId === end.networkId) {
+        hops.push(...(await this.#direct(from, end)));
+      } else if (source === undefined) {
+        const arrive = { method: "trace", part: "arrive", network: end.networkId, endpoint: end.id } as const;
+        hops.push(...(await this.#hops(backend.node, arrive)));
       }
-      // From outside the way leads through the ingress network, where the backend has a second leg.
-      const leg = views
-        .endpointsOf(agent.loop.node.state.findNetwork(INGRESS.id))
-        .find(
-          (one) => one.node === backend.node && (one.name === backend.name || one.id === backend.endpoint),
-        );
-      const entryLeg = views
-        .endpointsOf(agent.loop.node.state.findNetwork(INGRESS.id))
-        .find((one) => one.node === entry && one.sandbox === "host");
-      if (leg === undefined) continue;
-      if (entryLeg !== undefined) hops.push(...(await this.#direct(entryLeg, leg)));
-      else
-        hops.push(
-          ...(await this.#ask(backend.node, {
-            method: "trace",
-            part: "arrive",
-            network: INGRESS.id,
-            endpoint: leg.id,
-          })),
-        );
     }
-    return hops.slice(0, MAX_HOPS);
-  }
-
-  async #leave(question: Extract<z.output<typeof traceQuestion>, { part: "leave" }>): Promise<HopView[]> {
-    const { agent, views } = this.#parts;
-    const { network, endpoint, ip, mac } = question;
-    const { desired, steps } = await agent.reconciler.plan(network);
-    const where = namespaceName(network);
-    const hops = [this.#endpointHop(network, endpoint, steps, "from")];
-    const local = [...desired.endpoints.values()].some((one) => one.address.ip === ip);
-    if (local) {
-      hops.push(this.#hop(where, `${ip} is on this node, nothing leaves it`, undefined));
-      return hops;
-    }
-    const vtep = desired.fdb.get(mac);
-    const broken = (wanted: (step: OverlayStep) => boolean): string | undefined => {
-      const step = steps.find(wanted);
-      return step === undefined ? undefined : `the kernel lacks it: ${formatStep(network, step)}`;
-    };
-    hops.push(
-      this.#hop(
-        where,
-        `neighbor ${ip} → ${mac}`,
-        desired.neighbors.get(ip) === mac
-          ? broken((step) => step.type === "set-neighbor" && step.ip === ip)
-          : "no row says so (netctl tables shows what is known)",
-      ),
-      this.#hop(
-        where,
-        `FDB ${mac} → ${vtep ?? "nowhere"} on ${VXLAN_LINK}`,
-        vtep === undefined
-          ? "no row says where that MAC is"
-          : broken((step) => step.type === "set-fdb" && step.mac === mac),
-      ),
-      this.#deviceHop(network, steps),
-    );
-    if (vtep === undefined) return hops;
-    const path = views.dataPath(vtep);
-    hops.push({
-      node: agent.config.name,
-      place: "underlay",
-      what: `UDP ${agent.config.dataPathPort} to ${vtep}${path.mtu === null ? "" : `, ${path.mtu} bytes fit`}`,
-      status: path.state === "ok" ? "ok" : path.state === "blocked" ? "broken" : "unknown",
-      detail: path.detail,
-    });
     return hops;
   }
 
-  async #arrive(network: NetworkId, endpoint: EndpointId): Promise<HopView[]> {
-    const { steps } = await this.#parts.agent.reconciler.plan(network);
-    return [this.#deviceHop(network, steps), this.#endpointHop(network, endpoint, steps, "to")];
-  }
-
-  #rules(endpoint: EndpointId | undefined): HopView[] {
-    const { agent, mesh } = this.#parts;
-    const record = endpoint === undefined ? undefined : agent.endpoints.get(endpoint);
-    const place = record?.sandbox.type === "netns" ? record.sandbox.path : "host";
-    const wrong = mesh
-      .plan()
-      .flatMap(({ steps }) => steps)
-      .find((step) => step.includes(` in ${place}`));
-    const problem = wrong ?? mesh.problem?.message;
-    return [this.#hop(place, "nftables table netagent", problem)];
-  }
-
-  #endpointHop(
-    network: NetworkId,
-    endpoint: EndpointId,
-    steps: readonly OverlayStep[],
-    direction: "from" | "to",
-  ): HopView {
-    const { agent } = this.#parts;
-    const record = agent.endpoints.get(endpoint);
-    if (record === undefined) {
-      const text = `endpoint ${endpoint.slice(0, 12)}`;
-      return this.#hop(
-        namespaceName(network),
-        text,
-        "this node has no such endpoint any more: the row is stale",
-      );
-    }
-    const step = steps.find(
-      (one) =>
-        (one.type === "create-endpoint" || one.type === "set-endpoint") && one.endpoint.id === endpoint,
+  /** One endpoint, on whichever network: known here, or asked of everybody. @throws NetError when it is several */
+  async #find(reference: string, network?: string): Promise<TraceEnd | undefined> {
+    const wanted = (ends: readonly TraceEnd[]): TraceEnd[] =>
+      ends.filter((end) => network === undefined || end.networkId === network);
+    const here = this.#one(reference, wanted(this.#here.find(reference, false)));
+    if (here !== undefined) return here;
+    const others = this.#parts.views.peers().filter((peer) => !peer.self && peer.state === "alive");
+    const asked = await Promise.all(
+      others.map(({ name }) => this.#ask("find", name, { method: "trace", part: "find", reference })),
     );
-    const place = record.sandbox.type === "netns" ? record.sandbox.path : "host";
-    const what = `${direction} ${record.name || record.id.slice(0, 12)}, ${record.ip} on ${record.ifname}`;
-    return this.#hop(place, what, step === undefined ? undefined : formatStep(network, step));
+    const found = asked.flatMap((one) => ("answer" in one ? one.answer : []));
+    return this.#one(reference, wanted(found));
   }
 
-  #deviceHop(network: NetworkId, steps: readonly OverlayStep[]): HopView {
-    const { agent } = this.#parts;
-    const vni = agent.loop.node.state.network(network)?.vni;
-    const step = steps.find(
-      (one) => one.type === "create-namespace" || one.type === "create-vxlan" || one.type === "set-vxlan",
+  #one(reference: string, found: readonly TraceEnd[]): TraceEnd | undefined {
+    const [first] = found;
+    if (new Set(found.map(({ id }) => id)).size <= 1) return first;
+    const which = found.map((end) => `${label(end)} on ${end.node} (${end.network}, ${end.id.slice(0, 12)})`);
+    throw new NetError(
+      "endpoint-ambiguous",
+      `trace: '${reference}' could be ${which.slice(0, 5).join(" or ")}: write its id`,
     );
-    const problem =
-      step === undefined ? agent.reconciler.problem(network)?.message : formatStep(network, step);
-    return this.#hop(namespaceName(network), `${VXLAN_LINK}, VNI ${vni ?? "unknown"}`, problem);
   }
 
-  #hop(place: string, what: string, problem: string | undefined): HopView {
-    const node = this.#parts.agent.config.name;
-    return { node, place, what, status: problem === undefined ? "ok" : "broken", detail: problem ?? "" };
+  async #hops(
+    node: string,
+    question: TraceQuestion & { readonly part: "leave" | "arrive" | "rules" },
+  ): Promise<HopView[]> {
+    const asked = await this.#ask(question.part, node, question);
+    return "silent" in asked ? [silentHop(node, asked.silent)] : asked.answer;
   }
 
-  async #ask(node: string, question: TraceQuestion): Promise<HopView[]> {
+  async #ask<P extends TracePart>(
+    part: P,
+    node: string,
+    question: TraceQuestion & { readonly part: P },
+  ): Promise<Asked<P>> {
     const { agent, views } = this.#parts;
-    const { loop } = agent;
-    if (node === agent.config.name) return this.answer(traceQuestion.parse(question));
-    const silent = (detail: string): HopView[] => [
-      { node, place: "agent", what: "asked what it knows", status: "unknown", detail },
-    ];
-    const peer = views
-      .peers()
-      .find((one) => one.name === node && one.state !== "left" && one.state !== "dead");
-    const member = [...loop.node.swim.members()].find(
-      (one) =>
-        (one.state === "alive" || one.state === "suspect") && loop.node.peer(one.name)?.id === peer?.id,
-    );
-    if (peer === undefined || member === undefined) return silent("it is not among the living netagents");
     try {
-      const answer = reply.parse(await loop.ask(member.name as NodeName, question, ASK_TIMEOUT_MS));
-      return "error" in answer ? silent(answer.error) : answer.result;
+      if (node === agent.config.name)
+        return {
+          answer: parseTraceAnswer(part, await this.answer(traceQuestion.parse(question))),
+        };
+      const peer = views
+        .peers()
+        .find((one) => one.name === node && (one.state === "alive" || one.state === "suspect"));
+      const member = peer && agent.memberOf(peer.id);
+      if (member === undefined) return { silent: "it is not among the living netagents" };
+      const answer = reply.parse(await agent.loop.ask(nodeName(member), question, ASK_TIMEOUT_MS));
+      if ("error" in answer) return { silent: answer.error };
+      return { answer: parseTraceAnswer(part, answer.result) };
     } catch (error) {
-      return silent(error instanceof z.ZodError ? "answered something unintelligible" : errorText(error));
+      return {
+        silent: error instanceof z.ZodError ? "answered something unintelligible" : errorText(error),
+      };
     }
   }
 
+  /** By name, id or VIP. An ambiguous name stays an error. */
   #serviceOf(reference: string): ServiceView | undefined {
     const { state } = this.#parts.agent.loop.node;
-    return (
-      unlessUnknown(() => state.findService(reference)) ??
-      state.services().find((service) => service.networks.some(({ vip }) => vip === reference))
-    );
+    try {
+      return state.findService(reference);
+    } catch (error) {
+      if (!(error instanceof NetError && error.code === "service-unknown")) throw error;
+      return state.services().find((service) => service.networks.some(({ vip }) => vip === reference));
+    }
   }
 
   /** Shown name of the node with that name or address. */
@@ -378,16 +284,27 @@ export class Tracer {
   }
 }
 
-function label(endpoint: EndpointView): string {
-  return endpoint.name || endpoint.id.slice(0, 12);
+function backendsHop(
+  service: string,
+  node: string,
+  chosen: readonly TraceBackend[],
+  ready: boolean,
+): HopView {
+  const names = chosen.map((one) => `${one.label} on ${one.node}`);
+  return {
+    node,
+    place: `service ${service}`,
+    what: `one of ${chosen.length} backends: ${names.join(", ")}`,
+    status: chosen.length > 0 ? "ok" : "broken",
+    detail:
+      chosen.length === 0 ? `nothing is attached with --service ${service}` : ready ? "" : "all are draining",
+  };
 }
 
-/** Undefined when there is no such thing; an ambiguous name stays an error. */
-function unlessUnknown<T>(find: () => T): T | undefined {
-  try {
-    return find();
-  } catch (error) {
-    if (error instanceof NetError && error.code.endsWith("-unknown")) return undefined;
-    throw error;
-  }
+function silentHop(node: string, detail: string): HopView {
+  return { node, place: "agent", what: "asked what it knows", status: "unknown", detail };
+}
+
+function label(end: TraceEnd): string {
+  return end.name || end.id.slice(0, 12);
 }

@@ -2,7 +2,7 @@ import { errorText, NetError } from "../base/error.ts";
 import type { IpAddr } from "../base/ip.ts";
 import { Netns } from "../kernel/netns.ts";
 import { NftTableKeeper, type CountedAddress } from "../kernel/nft.ts";
-import { isEmptyPlan, planSize } from "../mesh/plan.ts";
+import { describeRepair, isEmptyPlan } from "../mesh/plan.ts";
 import {
   STRANGER_SETS,
   STRANGERS_COUNTER,
@@ -120,9 +120,7 @@ export class UnderlayFilter implements Dependent {
       this.counters.changes++;
       if (!repaired) return;
       this.counters.repairs++;
-      const { added, deleted } = planSize(plan);
-      const what = plan.skeleton === undefined ? "members" : "the table";
-      this.#agent.event("repair", VXLAN_TABLE, `${what} mended: ${added} added, ${deleted} deleted`);
+      this.#agent.repaired(VXLAN_TABLE, `nftables table ${VXLAN_TABLE}: ${describeRepair(plan)}`);
     } catch (error) {
       if (this.#closed) return;
       this.counters.failures++;

@@ -1,9 +1,12 @@
 import { NetError } from "../base/error.ts";
 import type { EndpointId, NetworkId, NodeName } from "../base/id.ts";
-import { formatCidr, type IpAddr } from "../base/ip.ts";
+import { nearestText } from "../base/nearest.ts";
+import { formatCidr, type IpAddr, parseIp, subnetContains } from "../base/ip.ts";
 import { roleOf } from "../cluster/metadata.ts";
 import type { RowView } from "../networkdb/networkdb.ts";
 import { endpointRecordOf, INGRESS_ENDPOINT_NAME, peerRecordOf } from "../overlay/rows.ts";
+import { printable } from "../state/find.ts";
+import { hostRange } from "../state/address-ring.ts";
 import type { NetworkView as NetworkState, ServiceView as ServiceState } from "../state/state.ts";
 import { INGRESS } from "../state/ingress.ts";
 import type { Member } from "../swim/member.ts";
@@ -84,8 +87,7 @@ export class Views {
 
   networkDetail(network: NetworkState): NetworkDetailView {
     const { node } = this.#agent.loop;
-    const use = node.state.ringUse(network.id);
-    const owners = (use?.owners ?? []).map(
+    const owners = (node.state.ringUse(network.id)?.owners ?? []).map(
       (owner) => [owner.name === "" ? owner.node : owner.name, owner.size] as const,
     );
     return {
@@ -95,11 +97,24 @@ export class Views {
         .map((name) => this.#agent.shownName(name))
         .sort(),
       endpoints: this.endpointsOf(network),
-      addresses: {
-        total: use?.size ?? 0,
-        used: use === undefined ? 0 : use.size - use.free,
-        owners: Object.fromEntries(owners),
-      },
+      addresses: { ...this.addressUse(network), owners: Object.fromEntries(owners) },
+    };
+  }
+
+  /**
+   * Addresses of a network and how many of them are in use, as far as this node knows. An external network has no
+   * owners that count: there it is the endpoints seen, in the range this node may give from, or in all of it.
+   */
+  addressUse(network: NetworkState): { readonly total: number; readonly used: number } {
+    const use = this.#agent.loop.node.state.ringUse(network.id);
+    if (use !== undefined) return { total: use.size, used: use.size - use.free };
+    if (network.external === undefined) return { total: 0, used: 0 };
+    const range = network.external.ipRange ?? network.subnet;
+    const { first, end } = hostRange(range);
+    const seen = new Set(this.endpointsOf(network).map(({ ip }) => ip));
+    return {
+      total: end - first - (subnetContains(range, network.gateway) ? 1 : 0),
+      used: [...seen].filter((ip) => subnetContains(range, parseIp(ip))).length,
     };
   }
 
@@ -111,13 +126,13 @@ export class Views {
       .flatMap((network) => this.endpointsOf(network));
   }
 
-  /** Local ones from our records, remote ones from the rows; by address. */
-  endpointsOf(network: NetworkState): EndpointView[] {
+  /** Local ones from our records, remote ones from the rows, with `suspended` also those of failed members; by address. */
+  endpointsOf(network: NetworkState, { suspended = false } = {}): EndpointView[] {
     const { node } = this.#agent.loop;
     const views = this.#agent.endpoints.ofNetwork(network.id).map((record) => this.#localEndpoint(record.id));
     const named = new Map<string, RowView>();
-    for (const row of node.networkDb.rows(network.id, ENDPOINT_TABLE)) named.set(row.key, row);
-    for (const row of node.networkDb.rows(network.id, PEER_TABLE)) {
+    for (const row of node.networkDb.rows(network.id, ENDPOINT_TABLE, { suspended })) named.set(row.key, row);
+    for (const row of node.networkDb.rows(network.id, PEER_TABLE, { suspended })) {
       if (row.owner === this.#agent.self) continue;
       const peer = peerRecordOf(row);
       if (peer === undefined) continue;
@@ -155,7 +170,7 @@ export class Views {
     if (first === undefined) {
       throw new NetError(
         "endpoint-unknown",
-        `endpoint '${reference}': no such endpoint${local ? " on this node" : ""} (netctl endpoint ls)`,
+        `endpoint '${printable(reference)}': no such endpoint${local ? " on this node" : ""}${nearestText(reference, namesOf(candidates))} (netctl endpoint ls)`,
       );
     }
     if (second !== undefined) {
@@ -250,7 +265,10 @@ export class Views {
     const found = exact.length > 0 ? exact : all.filter((view) => view.id.startsWith(reference));
     const [first, second] = found;
     if (first === undefined)
-      throw new NetError("node-unknown", `node '${reference}': no such node (netctl node ls)`);
+      throw new NetError(
+        "node-unknown",
+        `node '${printable(reference)}': no such node${nearestText(reference, namesOf(all))} (netctl node ls)`,
+      );
     if (second !== undefined)
       throw new NetError(
         "node-ambiguous",
@@ -339,6 +357,10 @@ export class Views {
       local: true,
     };
   }
+}
+
+function namesOf(items: readonly { readonly name: string }[]): string[] {
+  return items.map(({ name }) => printable(name));
 }
 
 function compare(a: string, b: string): number {

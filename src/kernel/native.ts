@@ -115,6 +115,8 @@ export interface NativeAddon {
   }) => NativeEngine;
   /** Makes a network namespace and pins it by a bind mount on the new file `path`. @throws SyscallError */
   createNetns(path: string): void;
+  /** Pins the namespace behind the descriptor by a bind mount on the new file `path`. @throws SyscallError */
+  pinNetns(path: string, netnsFd: number): void;
   /** Unmounts and unlinks a pin. @throws SyscallError */
   removeNetns(path: string): void;
   /** Runs `action` with the thread inside the namespace. `action` must be synchronous. @throws SyscallError */

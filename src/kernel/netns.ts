@@ -95,6 +95,17 @@ export class Netns implements Disposable {
     return Netns.open(path);
   }
 
+  /** Pins it at `path` again, where another hand has taken the pin away. @throws NetError */
+  pin(path: string): void {
+    // What is left when only the mount went.
+    Netns.remove(path);
+    try {
+      native.pinNetns(path, this.fd);
+    } catch (error) {
+      throw kernelError("pin network namespace", path, error, "CAP_SYS_ADMIN");
+    }
+  }
+
   /** Unpins; the namespace dies with its last process, socket and descriptor. Nothing there is not an error. */
   static remove(path: string): void {
     try {

@@ -273,7 +273,8 @@ export class NftTableKeeper implements Disposable {
     }
     // A rule or a chain put in the place of one of ours looks the same but for its handle.
     const replaced = known !== undefined && known.structure !== this.#structure();
-    const plan = planRepair(desired, replaced ? undefined : this.read(desired.skeleton.sets));
+    const fault = replaced ? "a chain or rule of it had been replaced" : undefined;
+    const plan = planRepair(desired, this.read(desired.skeleton.sets), fault);
     return { plan, repaired: known !== undefined && !isEmptyPlan(plan), generation };
   }
 

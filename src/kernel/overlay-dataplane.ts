@@ -21,10 +21,11 @@ import { ApplyRound, DONE } from "./apply-round.ts";
 import type { AppliedStep, Dataplane, ProbeLink, ProbeLinkOptions, ReadOptions } from "./dataplane.ts";
 import { deleteLink } from "./links.ts";
 import { type EntryStep, isEntryStep } from "./neighbors.ts";
+import { NetlinkSocket } from "./netlink-socket.ts";
 import { Netns, removeScratchNamespaces } from "./netns.ts";
 import { type LinkSnapshot, namespaceIdOf, NetworkNamespace } from "./network-namespace.ts";
-import { createEndpoint, createGateway, setEndpoint, setGateway } from "./overlay-links.ts";
-import { actualEndpoints, actualGateway } from "./overlay-reader.ts";
+import { createEndpoint, createGateway, hasSubnetRoute, setEndpoint, setGateway } from "./overlay-links.ts";
+import { actualEndpoints, actualGateway, placeOf } from "./overlay-reader.ts";
 
 type Entries = Pick<ActualOverlay, "neighbors" | "fdb">;
 
@@ -52,6 +53,7 @@ export abstract class OverlayDataplane implements Dataplane {
   /** Where namespaces are pinned. */
   protected readonly directory: string;
   readonly #networks = new Map<NetworkId, NetworkNamespace>();
+  readonly #routelessOf = new WeakMap<LinkSnapshot, ReadonlySet<string>>();
   #onDrift: ((network: NetworkId | undefined) => void) | undefined;
 
   /** @throws NetError without the privileges */
@@ -86,14 +88,17 @@ export abstract class OverlayDataplane implements Dataplane {
     if (options.fresh === true) namespace.forget();
     const links = namespace.links();
     const entries = this.readEntries(desired, namespace, links);
+    const sandboxes = this.#sandboxes(desired, namespace);
+    const gsoMaxSize = desired.core && this.endpointGsoMaxSize(desired.core);
     return {
       network: desired.network,
       namespace: true,
+      unpinned: Netns.idOf(this.path(desired.network)) !== namespace.netns.id,
       wrongSysctls: links.wrongSysctls,
       vxlan: this.readDevice(desired, links),
       gateway: actualGateway(desired, links),
-      endpoints: actualEndpoints(desired, links, desired.core && this.endpointGsoMaxSize(desired.core)),
-      sandboxes: this.#sandboxes(desired, namespace),
+      endpoints: actualEndpoints(desired, links, gsoMaxSize, this.#routeless(desired, links, sandboxes)),
+      sandboxes,
       neighbors: entries?.neighbors ?? new Map(),
       fdb: entries?.fdb ?? new Map(),
     };
@@ -194,8 +199,11 @@ export abstract class OverlayDataplane implements Dataplane {
     const namespace = this.#require(desired.network);
     const { socket } = namespace;
     switch (step.type) {
+      case "pin-namespace":
+        return namespace.netns.pin(this.path(desired.network));
       case "set-sysctl":
-        return setSysctl(namespace.netns, step.name, step.value);
+        setSysctl(namespace.netns, step.name, step.value);
+        return namespace.forgetLinks(); // what was read of sysctls is among them
       case "create-vxlan":
         return this.createDevice(namespace, step.core, what);
       case "set-vxlan":
@@ -216,9 +224,11 @@ export abstract class OverlayDataplane implements Dataplane {
           ),
         );
       case "set-endpoint":
-        return this.#withSandbox(step.endpoint.sandbox, (sandbox) =>
+        this.#withSandbox(step.endpoint.sandbox, (sandbox) =>
           setEndpoint(namespace, sandbox, step, this.endpointGsoMaxSize(step.core), what),
         );
+        // A route that is back is no news of links.
+        return namespace.forgetLinks();
       case "delete-endpoint":
         return deleteLink(socket, what, { name: step.ifname, targetNetnsId: step.sandbox });
       case "delete-gateway":
@@ -239,17 +249,18 @@ export abstract class OverlayDataplane implements Dataplane {
     const id = Netns.idOf(path);
     const known = this.#networks.get(network);
     if (known !== undefined && known.netns.id === id) return known;
-    if (known !== undefined) this.#drop(known);
-    if (id === undefined) return undefined;
+    // Only the pin is gone: the namespace and all in it live on as long as we hold it.
+    if (id === undefined) return known;
     try {
       const namespace = new NetworkNamespace(network, Netns.open(path));
+      if (known !== undefined) this.#drop(known);
       this.#networks.set(network, namespace);
       return this.#watched(namespace);
     } catch (error) {
       // A file without a namespace, left by a crash or a reboot on a persistent RUNDIR: make room.
       if (errorCode(error) !== "NETNS_MISSING") throw error;
-      Netns.remove(path);
-      return undefined;
+      if (known === undefined) Netns.remove(path);
+      return known;
     }
   }
 
@@ -303,6 +314,30 @@ export abstract class OverlayDataplane implements Dataplane {
       }
     }
     return sandboxes;
+  }
+
+  /** Places of interfaces whose route to the subnet is gone. What the same links were found to have stays true. */
+  #routeless(
+    desired: DesiredOverlay,
+    links: LinkSnapshot,
+    sandboxes: ReadonlyMap<EndpointId, number | "unknown" | "missing">,
+  ): ReadonlySet<string> {
+    const known = this.#routelessOf.get(links);
+    if (known !== undefined) return known;
+    const routeless = new Set<string>();
+    const gateway = desired.core?.gateway;
+    for (const endpoint of desired.endpoints.values()) {
+      const nsid = sandboxes.get(endpoint.id);
+      const inside = links.sandboxes.find((sandbox) => sandbox.nsid === nsid);
+      const link = inside?.links.find(({ mac, name }) => mac === endpoint.mac && name === endpoint.ifname);
+      if (inside === undefined || link === undefined || gateway === undefined) continue;
+      this.#withSandbox(endpoint.sandbox, (netns) => {
+        using socket = new NetlinkSocket("route", netns);
+        if (!hasSubnetRoute(socket, link.ifindex, gateway)) routeless.add(placeOf(inside.nsid, link.ifindex));
+      });
+    }
+    this.#routelessOf.set(links, routeless);
+    return routeless;
   }
 
   #nothing(desired: DesiredOverlay): ActualOverlay {

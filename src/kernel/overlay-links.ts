@@ -2,7 +2,7 @@
  * Makes and sets the links of an overlay network: VXLAN device, gateway, endpoints. `what` begins every error.
  */
 import { errorCode, NetError } from "../base/error.ts";
-import { isIpv4 } from "../base/ip.ts";
+import { type Cidr, formatCidr, type IpAddr, isIpv4, subnetOf } from "../base/ip.ts";
 import { type MacAddr, macFromIpv4 } from "../base/mac.ts";
 import type { DesiredCore, DesiredEndpoint } from "../overlay/desired.ts";
 import { BRIDGE_LINK, bridgePortName, endpointAlias, networkAlias, VXLAN_LINK } from "../overlay/naming.ts";
@@ -10,6 +10,16 @@ import { formatSandbox, gatewayLink, type OverlayStep } from "../overlay/plan.ts
 import { type Link, type LinkInfo, MACVLAN_MODE_BRIDGE, type VxlanInfo } from "../wire/netlink/link.ts";
 import { NLM_F } from "../wire/netlink/message.ts";
 import { encodeFdbEntry, NTF, NUD } from "../wire/netlink/neighbor.ts";
+import {
+  decodeRoute,
+  encodeRoute,
+  encodeRouteMatch,
+  type Route,
+  RT_SCOPE,
+  RT_TABLE,
+  RTN,
+  RTPROT_KERNEL,
+} from "../wire/netlink/route.ts";
 import { RTM } from "../wire/netlink/rtnetlink.ts";
 import { deleteAddress, setAddress } from "./addresses.ts";
 import { createLink, deleteLink, findLink, setLink } from "./links.ts";
@@ -136,10 +146,7 @@ export function createEndpoint(
       createLink(socket, what, { name, mtu: core.mtu, info: { kind: "veth", peer: inSandbox } });
     }
   } catch (error) {
-    if (errorCode(error) !== "EEXIST") throw error;
-    const where = formatSandbox(endpoint.sandbox);
-    const text = `${what}: EEXIST (there is already an interface ${endpoint.ifname} in ${where} that is not ours)`;
-    throw new NetError("EEXIST", text, { cause: error });
+    throw nameTaken(error, endpoint, what);
   }
   configureEndpoint(namespace, sandbox, endpoint, core, gsoMaxSize, endpoint.ifname, what);
 }
@@ -173,19 +180,94 @@ function configureEndpoint(
   using socket = new NetlinkSocket("route", sandbox);
   const link = requireLink(socket, currentName);
   const { ifindex } = link;
-  setLink(socket, what, {
-    ifindex,
-    alias,
-    mtu: core.mtu,
-    ...(gsoMaxSize === undefined ? {} : { gsoMaxSize }),
-    ...(link.mac === endpoint.mac ? {} : { mac: endpoint.mac }),
-    ...(link.name === endpoint.ifname ? {} : { name: endpoint.ifname }),
-    ...(core.linkKind === "macvlan" ? { info: MACVLAN } : {}),
-  });
+  try {
+    setLink(socket, what, {
+      ifindex,
+      alias,
+      mtu: core.mtu,
+      ...(gsoMaxSize === undefined ? {} : { gsoMaxSize }),
+      ...(link.mac === endpoint.mac ? {} : { mac: endpoint.mac }),
+      ...(link.name === endpoint.ifname ? {} : { name: endpoint.ifname }),
+      ...(core.linkKind === "macvlan" ? { info: MACVLAN } : {}),
+    });
+  } catch (error) {
+    throw nameTaken(error, endpoint, what);
+  }
   setAddress(socket, what, ifindex, endpoint.address);
   setLink(socket, what, { ifindex, up: true });
+  if (!hasSubnetRoute(socket, ifindex, core.gateway)) setSubnetRoute(socket, what, ifindex, endpoint.address);
   return ifindex;
 }
+
+/** As the kernel makes it with the address; it does not make it again when somebody deleted it. @throws NetError */
+function setSubnetRoute(socket: NetlinkSocket, what: string, ifindex: number, address: Cidr): void {
+  const route: Route = {
+    destination: subnetOf(address),
+    table: RT_TABLE.main,
+    protocol: RTPROT_KERNEL,
+    scope: RT_SCOPE.link,
+    type: RTN.unicast,
+    flags: 0,
+    ifindex,
+    source: address.ip,
+  };
+  const text = `${what}: route to ${formatCidr(route.destination)}`;
+  const request = (type: number, flags: number): void =>
+    socket.request(text, { type, flags, encode: (out) => encodeRoute(route, out) });
+  try {
+    // Ours may be there behind one that somebody put before it.
+    request(RTM.deleteRoute, 0);
+  } catch (error) {
+    if (errorCode(error) !== "ESRCH") throw error;
+  }
+  // Neither appended nor replacing: it comes first, and what is not ours stays.
+  request(RTM.newRoute, NLM_F.create);
+}
+
+/**
+ * Whether packets to the subnet of `gateway`, an address of it, leave through the interface: that route is there, and
+ * the main table has no other one for the same subnet before it. Routing by policy is the sandbox's own business.
+ * @throws NetError
+ */
+export function hasSubnetRoute(socket: NetlinkSocket, ifindex: number, gateway: Cidr): boolean {
+  if (!isIpv4(gateway.ip)) return true;
+  const own = lookUp(socket, gateway.ip, ifindex);
+  if (own === undefined || own.gateway !== undefined) return false;
+  const first = lookUp(socket, gateway.ip);
+  const isSubnets =
+    first?.table === RT_TABLE.main && formatCidr(first.destination) === formatCidr(subnetOf(gateway));
+  return !isSubnets || first.ifindex === ifindex || first.protocol === RTPROT_KERNEL;
+}
+
+/** The route that leads there, out of that interface or any. */
+function lookUp(socket: NetlinkSocket, ip: IpAddr, ifindex?: number): Route | undefined {
+  try {
+    return socket.get(
+      `find the route to ${ip}`,
+      { type: RTM.getRoute, encode: (out) => encodeRouteMatch(ip, ifindex, out) },
+      (message) => decodeRoute(message.payload),
+    );
+  } catch (error) {
+    if (NO_ROUTE.has(errorCode(error) ?? "")) return undefined;
+    throw error;
+  }
+}
+
+/** Says whose interface has the endpoint's name when that is why the kernel refused. */
+function nameTaken(error: unknown, endpoint: DesiredEndpoint, what: string): unknown {
+  if (errorCode(error) !== "EEXIST") return error;
+  const where = formatSandbox(endpoint.sandbox);
+  const text = `${what}: EEXIST (there is already an interface ${endpoint.ifname} in ${where} that is not ours)`;
+  return new NetError("EEXIST", text, { cause: error });
+}
+
+const NO_ROUTE: ReadonlySet<string> = new Set([
+  "ENETUNREACH",
+  "EHOSTUNREACH",
+  "EACCES",
+  "EINVAL",
+  "ENETDOWN",
+]);
 
 /** The bridge's end of a pair: a port with a static entry, so that a MAC that came back from elsewhere is found at once. */
 function attachPort(

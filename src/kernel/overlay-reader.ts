@@ -79,12 +79,13 @@ function addressesOf(addresses: readonly InterfaceAddress[], ifindex: number): C
 
 /**
  * Interfaces in sandboxes that carry our mark, or that we made and died before marking. One with another limit on
- * superframes than `gsoMaxSize` is not attached as it should be.
+ * superframes than `gsoMaxSize` is not attached as it should be. `routeless` are the places without a route.
  */
 export function actualEndpoints(
   desired: DesiredOverlay,
   links: LinkSnapshot,
   gsoMaxSize: number | undefined,
+  routeless: ReadonlySet<string>,
 ): ActualEndpoint[] {
   const found: ActualEndpoint[] = [];
   for (const sandbox of links.sandboxes) {
@@ -106,10 +107,16 @@ export function actualEndpoints(
           (link.kind !== "veth" || isPortAttached(links, id)) &&
           (gsoMaxSize === undefined || link.gsoMaxSize === gsoMaxSize),
         addresses: addressesOf(sandbox.addresses, link.ifindex),
+        routed: !routeless.has(placeOf(sandbox.nsid, link.ifindex)),
       });
     }
   }
   return found;
+}
+
+/** Names an interface among those of all sandboxes. */
+export function placeOf(nsid: number, ifindex: number): string {
+  return `${nsid}/${ifindex}`;
 }
 
 function findUnmarked(desired: DesiredOverlay, links: LinkSnapshot, link: Link): EndpointId | undefined {

@@ -2,6 +2,7 @@
 import {
   compareKeys,
   flatten,
+  formatRows,
   joinRows,
   rowLength,
   type Block,
@@ -21,6 +22,8 @@ export interface ElementChange {
 export interface RulesetPlan {
   /** Replaces the table first, which empties every set; the changes then build on that. */
   readonly skeleton?: Skeleton;
+  /** What was wrong with the table's structure, when that is why the skeleton is made anew. */
+  readonly fault?: string;
   /** In order, all deletions before all additions: a key whose value changes is deleted and added. */
   readonly changes: readonly ElementChange[];
 }
@@ -63,32 +66,63 @@ export function planUpdate(desired: Ruleset, previous: Ruleset): RulesetPlan {
 }
 
 /** From what was read back from the kernel. */
-export function planRepair(desired: Ruleset, actual: ActualTable | undefined): RulesetPlan {
-  if (actual === undefined || !skeletonStands(desired.skeleton, actual)) return planFromNothing(desired);
+export function planRepair(
+  desired: Ruleset,
+  actual: ActualTable | undefined,
+  /** Known from elsewhere, where counting chains and rules does not show it. */
+  knownFault?: string,
+): RulesetPlan {
+  if (actual === undefined) return { ...planFromNothing(desired), fault: "it was gone" };
+  const fault = skeletonFault(desired.skeleton, actual) ?? knownFault;
+  if (fault !== undefined) return { ...planFromNothing(desired), fault };
   const changes = new ChangeList(desired.skeleton);
   for (const [set, rows] of flatten(desired)) changes.difference(set, actual.rows.get(set), rows);
   return { changes: changes.finish() };
 }
 
-/** Whether the table is exactly the skeleton we made: its text, and no rule or set missing or added. */
-export function skeletonStands(skeleton: Skeleton, actual: ActualTable): boolean {
-  if (skeleton.comment !== actual.comment) return false;
-  for (const [chain, count] of skeleton.rules) if ((actual.rules.get(chain) ?? 0) !== count) return false;
-  for (const chain of actual.rules.keys()) if (!skeleton.rules.has(chain)) return false;
-  return skeleton.sets.every(({ name }) => actual.rows.has(name));
+/** Where the table is not the skeleton we made: its text, or a rule or set missing or added. Undefined: it stands. */
+function skeletonFault(skeleton: Skeleton, actual: ActualTable): string | undefined {
+  if (skeleton.comment !== actual.comment) return "it was not the one we made";
+  for (const [chain, count] of skeleton.rules) {
+    const found = actual.rules.get(chain) ?? 0;
+    if (found !== count) return `chain ${chain} had ${found} rules instead of ${count}`;
+  }
+  for (const chain of actual.rules.keys())
+    if (!skeleton.rules.has(chain)) return `it had a chain ${chain} that is not ours`;
+  const lost = skeleton.sets.find(({ name }) => !actual.rows.has(name));
+  return lost === undefined ? undefined : `set ${lost.name} was gone`;
 }
 
 export function isEmptyPlan(plan: RulesetPlan): boolean {
   return plan.skeleton === undefined && plan.changes.length === 0;
 }
 
-/** Elements added and deleted, for logs and `netctl plan`. */
+/** Elements added and deleted. */
 export function planSize(plan: RulesetPlan): { readonly added: number; readonly deleted: number } {
   const size = { added: 0, deleted: 0 };
   for (const { operation, set, rows } of plan.changes)
     size[operation === "add" ? "added" : "deleted"] += rows.length / rowLength(set).total;
   return size;
 }
+
+/**
+ * What was wrong with a table and is mended, one line: for events, doctor, trace and `netctl plan`. Elements are named
+ * as far as a line has room for them.
+ */
+export function describeRepair({ skeleton, fault, changes }: RulesetPlan): string {
+  if (skeleton !== undefined) return `${fault ?? "it is not there yet"}: made anew`;
+  const parts = changes.map(({ operation, set, rows }) => {
+    const count = rows.length / rowLength(set).total;
+    const which = count <= ELEMENTS_NAMED ? ` (${formatRows(set, rows).join(", ")})` : "";
+    const elements = count === 1 ? "1 element" : `${count} elements`;
+    return operation === "add"
+      ? `${set.name} lacked ${elements}${which}: added`
+      : `${set.name} had ${elements} too many${which}: deleted`;
+  });
+  return parts.join("; ");
+}
+
+const ELEMENTS_NAMED = 3;
 
 function planFromNothing(desired: Ruleset): RulesetPlan {
   const parts = new Map<string, Uint32Array[]>();

@@ -2,7 +2,7 @@
  * Replies of a backend go back through the entry node their request came from: as data, the rules, routes and
  * neighbors that send a marked packet there. `kernel/return-path.ts` applies it inside the sandbox.
  */
-import { type IpAddr, ipv4ToNumber } from "../base/ip.ts";
+import { type IpAddr, ipv4FromNumber, ipv4ToNumber } from "../base/ip.ts";
 import type { MacAddr } from "../base/mac.ts";
 import type { EntryNode, NodeFacts, Sandbox } from "./input.ts";
 
@@ -99,6 +99,25 @@ export function planReturnPath(desired: ReturnPath | undefined, actual: ActualRe
   if (desired?.fallback === undefined && actual.fallback !== undefined)
     steps.push({ type: "delete-fallback" });
   return steps;
+}
+
+/** What was wrong and what is done, one line. `actual` is as it was when the step was planned. */
+export function describeReturnPathStep(step: ReturnPathStep, actual: ActualReturnPath): string {
+  switch (step.type) {
+    case "add-entry":
+      return `replies to entry node ${step.entry.gateway} ${wayFault(actual.entries.get(step.entry.mark))}: led through ${step.interface}`;
+    case "set-fallback":
+      return `replies to strangers ${wayFault(actual.fallback)}: led through ${step.interface}`;
+    case "delete-entry":
+      return `there was a way to ${ipv4FromNumber(step.mark)}, which is no entry node: deleted`;
+    case "delete-fallback":
+      return "there was a way for replies to strangers, and nothing is published: deleted";
+  }
+}
+
+function wayFault(way: ActualReturnPath["fallback"]): string {
+  if (way === undefined) return "had no rule and no route";
+  return way === "incomplete" ? "lacked their rule or route" : `went to ${way.gateway} on ${way.interface}`;
 }
 
 function leadsTo(

@@ -120,6 +120,44 @@ export function elementsText(table: string, set: SetDefinition, rows: Uint32Arra
   return addresses.length === 0 ? "" : `add element inet ${table} ${set.name} { ${addresses.join(", ")} }\n`;
 }
 
+/** The keys of the rows in nft's spelling: `tcp . 8000`, `10.0.0.5`. */
+export function formatRows(set: SetDefinition, rows: Uint32Array): string[] {
+  const { key, total } = rowLength(set);
+  return Array.from({ length: rows.length / total }, (_, index) => {
+    const words = rows.subarray(index * total, index * total + key);
+    if (set.range === true) return Array.from(words, ipv4FromNumber).join("-");
+    let at = 0;
+    return set.key
+      .map((field) => {
+        const own = words.subarray(at, (at += SET_FIELD_WORDS[field]));
+        return formatField(field, own);
+      })
+      .join(" . ");
+  });
+}
+
+function formatField(field: SetField, words: Uint32Array): string {
+  const [first = 0, second = 0] = words;
+  const hex = (value: number): string => value.toString(16).padStart(2, "0");
+  switch (field) {
+    case "protocol":
+      return first === 6 ? "tcp" : first === 17 ? "udp" : String(first);
+    case "ipv4":
+      return ipv4FromNumber(first);
+    case "ipv6":
+      return Array.from(
+        words,
+        (word) => `${(word >>> 16).toString(16)}:${(word & 0xffff).toString(16)}`,
+      ).join(":");
+    case "ether":
+      return [first >>> 24, first >>> 16, first >>> 8, first, second >>> 8, second]
+        .map((byte) => hex(byte & 0xff))
+        .join(":");
+    default:
+      return String(first);
+  }
+}
+
 /** All rows of every set, ascending by key; for comparing with what the kernel has. */
 export function flatten(ruleset: Ruleset): ReadonlyMap<string, Uint32Array> {
   const parts = new Map<string, Uint32Array[]>(ruleset.skeleton.sets.map(({ name }) => [name, []]));

@@ -315,7 +315,7 @@ function tooSmall(mtu: number, wanted: number): Omit<PathHealth, "checkedAt"> {
 }
 
 /** Up to `SEARCH_WIDTH` sizes strictly between, evenly spread, ascending. */
-function sizesBetween(low: number, high: number): number[] {
+export function sizesBetween(low: number, high: number): number[] {
   const count = Math.min(SEARCH_WIDTH, high - low - 1);
   return Array.from(
     { length: count },

@@ -57,12 +57,16 @@ export interface ActualEndpoint {
    */
   readonly attached: boolean;
   readonly addresses: readonly Cidr[];
+  /** The way to the subnet leads through it: the route that came with the address is still there. */
+  readonly routed: boolean;
 }
 
 export interface ActualOverlay {
   readonly network: NetworkId;
   /** The pin exists and is a namespace. Without it everything below is empty. */
   readonly namespace: boolean;
+  /** Another hand took the pin away from the namespace we still hold; it can be put back. */
+  readonly unpinned?: boolean;
   /** Sysctls inside that differ from `NAMESPACE_SYSCTLS`. */
   readonly wrongSysctls: readonly string[];
   readonly vxlan: ActualVxlan | undefined;
@@ -91,6 +95,8 @@ export const NAMESPACE_SYSCTLS: ReadonlyMap<string, string> = new Map([
 
 export type OverlayStep =
   | { readonly type: "create-namespace" }
+  /** Puts the pin back: whoever looks for the namespace by its path finds it again. */
+  | { readonly type: "pin-namespace" }
   | { readonly type: "set-sysctl"; readonly name: string; readonly value: string }
   | { readonly type: "create-vxlan"; readonly core: DesiredCore }
   | { readonly type: "set-vxlan"; readonly core: DesiredCore }
@@ -148,6 +154,7 @@ export function* derivePlan(desired: DesiredOverlay, actual: ActualOverlay): Sli
   const steps: OverlayStep[] = [];
   const { core } = desired;
   if (!actual.namespace) steps.push({ type: "create-namespace" });
+  else if (actual.unpinned === true) steps.push({ type: "pin-namespace" });
   const sysctls = actual.namespace ? actual.wrongSysctls : NAMESPACE_SYSCTLS.keys();
   for (const name of sysctls)
     steps.push({ type: "set-sysctl", name, value: NAMESPACE_SYSCTLS.get(name) ?? "" });
@@ -299,6 +306,7 @@ function planEndpoint(
     hasAddress &&
     actual.attached &&
     actual.up &&
+    actual.routed &&
     actual.ifname === endpoint.ifname &&
     actual.mac === endpoint.mac &&
     actual.mtu === core.mtu;
@@ -315,6 +323,8 @@ export function formatStep(network: NetworkId, step: OverlayStep): string {
   switch (step.type) {
     case "create-namespace":
       return `create namespace ${where}`;
+    case "pin-namespace":
+      return `pin namespace ${where}`;
     case "set-sysctl":
       return `set sysctl ${step.name} = ${step.value} in ${where}`;
     case "create-vxlan":

@@ -87,6 +87,9 @@ function addProgram(root: string, version: string): void {
 function keeps(path: string): boolean {
   const parts = path.split("/");
   if (parts[0] === "node_modules" || parts[0] === "test" || parts[0] === "tests") return false;
+  // Of what was compiled on install: the addon, not how it was made.
+  if (parts[0] === "build" && parts.length > 1)
+    return parts[1] === "Release" && (parts.length === 2 || path.endsWith(".node"));
   if (parts[0] === "prebuilds" && parts.length > 1) return parts[1] === `linux-${process.arch}`;
   return !/\.(d\.[cm]?ts|map|md|cc|gyp)$/.test(path);
 }

@@ -1,4 +1,5 @@
 import { NetError } from "../base/error.ts";
+import { nearest } from "../base/nearest.ts";
 
 interface Named {
   readonly id: string;
@@ -24,7 +25,16 @@ export function findNamed<T extends Named>(kind: string, reference: string, item
       `${kind} '${reference}' could be ${names.join(", ")}: write more of the id`,
     );
   }
-  const hint = items.length === 0 ? "there is none" : `known are ${listNames(items)}`;
+  const near = nearest(
+    reference,
+    items.map(({ name }) => name),
+  );
+  const hint =
+    near !== undefined
+      ? `did you mean '${printable(near)}'?`
+      : items.length === 0
+        ? "there is none"
+        : `known are ${listNames(items)}`;
   throw new NetError(
     `${kind}-unknown`,
     `no ${kind} '${printable(reference)}': ${hint} (netctl ${kind} ls shows all)`,

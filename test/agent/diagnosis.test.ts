@@ -6,6 +6,9 @@ const WELL: NodeReport = {
   wallMs: 1_000_000,
   keys: ["aaaa", "bbbb"],
   drift: [],
+  repairs: [],
+  badChecksums: [],
+  underlayDevice: "eth0",
   problems: [],
   heldPorts: [],
   duplicates: [],
@@ -14,12 +17,14 @@ const WELL: NodeReport = {
   missing: [],
   forwardingOff: false,
   droppingChains: [],
+  droppingRules: [],
 };
 const PEER: PeerFinding = {
   name: "node2",
   address: "192.0.2.2",
   state: "alive",
   rttMs: 0.4,
+  underlay: { state: "answers", rttMs: 0.2, mtu: 1500 },
   answer: { report: WELL, sentMs: 999_990, receivedMs: 1_000_010 },
   dataPath: "ok",
   dataPathDetail: "",
@@ -61,8 +66,14 @@ test("each fault is one failed line with a cure, and no other line changes its m
       },
     ],
     ["mtu", /1350/, { peers: [{ ...PEER, mtu: 1350, dataPathDetail: "1450 are lost, 1350 get through" }] }],
+    [
+      "underlay",
+      /no way to 192\.0\.2\.2: Invalid argument/,
+      { peers: [{ ...PEER, underlay: { state: "unreachable", reason: "Invalid argument" } }] },
+    ],
     ["drift", /blue: set fdb/, node({ drift: [{ subject: "blue", steps: ["set fdb"] }] })],
     ["reconciler", /EPERM/, node({ problems: [{ subject: "blue", text: "EPERM" }] })],
+    ["checksums", /^12 packets .*\(host\)/, node({ badChecksums: [{ place: "host", packets: 12 }] })],
     ["ports", /nginx/, node({ heldPorts: ["port 80/tcp is held by nginx (pid 1)"] })],
     ["rows", /local-address/, node({ rejectedRows: ["blue: 3 rows of node4 (local-address)"] })],
     ["forwarding", /ip_forward/, node({ forwardingOff: true })],
@@ -100,6 +111,76 @@ test("each fault is one failed line with a cure, and no other line changes its m
     assert.match(failed[0]?.detail ?? "", detail);
     assert.notEqual(failed[0]?.cure ?? "", "", name);
   }
+});
+
+test("ICMP that is filtered is no fault, and a narrow underlay is told once: by the data path where that is known", () => {
+  const at = (change: Partial<PeerFinding>): string[] =>
+    diagnose(findings({ peers: [{ ...PEER, ...change }] }))
+      .checks.filter(({ status }) => status !== "ok")
+      .map(({ name }) => name);
+  assert.deepEqual(at({ underlay: { state: "silent" } }), []);
+  const narrow = { state: "answers", rttMs: 0.2, mtu: 1400 } as const;
+  assert.deepEqual(at({ underlay: narrow, mtu: 1350, dataPathDetail: "1350 get through" }), ["mtu"]);
+  assert.deepEqual(at({ underlay: narrow, dataPath: "unknown", mtu: null }).sort(), [
+    "data-path",
+    "underlay",
+  ]);
+});
+
+test("a silent agent is one fault: that its probes are not answered either is no second one", () => {
+  const silent: PeerFinding = {
+    ...PEER,
+    answer: { error: "did not answer in 5000 ms" },
+    dataPath: "blocked",
+    dataPathDetail: "nothing comes back, and it does not answer over gossip either",
+    mtu: null,
+  };
+  const { checks } = diagnose(findings({ peers: [silent] }));
+  assert.deepEqual(
+    checks.filter((check) => check.status !== "ok").map((check) => check.name),
+    ["gossip-tcp"],
+  );
+});
+
+test("what was mended is a warning with what was wrong, how often and when, and no failure", () => {
+  const repairs = [{ subject: "blue", text: "vxlan0 was down: set vxlan", times: 3, agoMs: 4_200 }];
+  const peer: PeerFinding = {
+    ...PEER,
+    answer: { report: { ...WELL, repairs }, sentMs: 999_990, receivedMs: 1_000_010 },
+  };
+  const { ok, checks } = diagnose(findings({ peers: [peer] }));
+  assert.ok(ok);
+  const [warning, ...others] = checks.filter((check) => check.status !== "ok");
+  assert.deepEqual(others, []);
+  assert.equal(warning?.subject, "node2");
+  assert.equal(warning?.detail, "blue: vxlan0 was down: set vxlan; 3 times, the last 4 s ago");
+});
+
+test("where a rule of somebody's drops what does not get through, the cure is that rule", () => {
+  const text = "table inet filter, chain input: udp dport 4789 drop";
+  const rule = { text, ports: [[4789, 4789]], protocol: "udp", addresses: [] } as const;
+  const elsewhere = { ...rule, text: "of another port", ports: [[53, 53]] } as const;
+  const report = { ...WELL, droppingRules: [elsewhere, rule] };
+  const blocked: PeerFinding = {
+    ...PEER,
+    dataPath: "blocked",
+    mtu: null,
+    dataPathDetail: "one way: we hear them, they do not hear us",
+    answer: { report, sentMs: 999_990, receivedMs: 1_000_010 },
+  };
+  const { checks } = diagnose(findings({ peers: [blocked] }));
+  const failed = checks.filter((check) => check.status === "failed");
+  assert.deepEqual(
+    failed.map(({ name, cure }) => [name, cure]),
+    [["data-path", `take out the rule "${text}" on node2`]],
+  );
+});
+
+test("a narrow path is no fault where no network sends larger packets", () => {
+  const peer = { ...PEER, mtu: 1350, dataPathDetail: "packets of 1450 bytes are lost, 1350 get through" };
+  const at = (neededSize: number) =>
+    diagnose(findings({ peers: [peer], neededSize })).checks.find(({ name }) => name === "mtu")?.status;
+  assert.deepEqual([at(1350), at(1351)], ["ok", "failed"]);
 });
 
 test("an address space is warned about from 80 % on, without failing", () => {
@@ -142,11 +223,15 @@ test("the order of keys that only open is no difference, the sealing key is", ()
 function findings(change: Partial<Findings>): Findings {
   return {
     node: "node1",
+    address: "192.0.2.1",
     self: WELL,
     peers: [PEER],
     gossipPort: 7946,
     dataPathPort: 4789,
+    underlayMtu: 1500,
+    underlayProblem: undefined,
     fullSize: 1450,
+    neededSize: 1450,
     pathProblem: undefined,
     networks: [{ name: "blue", total: 254, used: 3, conflict: undefined }],
     ...change,

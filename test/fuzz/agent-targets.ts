@@ -13,7 +13,7 @@ import { keyQuestion, parseKeyring } from "../../src/agent/keys.ts";
 import { pathQuestion } from "../../src/agent/path-runner.ts";
 import { parsePeers } from "../../src/agent/peers-file.ts";
 import { portsQuestion } from "../../src/agent/port-check.ts";
-import { traceQuestion } from "../../src/agent/trace.ts";
+import { traceQuestion } from "../../src/agent/trace-question.ts";
 import { PeerCalls, type PeerCallEffect } from "../../src/cluster/peer-call.ts";
 import { decodeEngineTable, encodeEngineTable } from "../../src/overlay/engine-table.ts";
 import { decodeSnapshot, encodeSnapshot, type Snapshot } from "../../src/wire/state/snapshot.ts";

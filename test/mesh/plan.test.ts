@@ -9,6 +9,7 @@ import { planPurges } from "../../src/mesh/flows.ts";
 import type { Backend, MeshInput, Service } from "../../src/mesh/input.ts";
 import {
   type ActualTable,
+  describeRepair,
   isEmptyPlan,
   planRepair,
   planSize,
@@ -84,6 +85,36 @@ test("a change of one backend touches only its service's elements", () => {
   const { added, deleted } = planSize(plan);
   assert.ok(added + deleted <= 20, `${added} added, ${deleted} deleted`);
   for (const { rows } of plan.changes) assert.equal(rows[1], 1077);
+});
+
+test("a repair tells what was wrong with the table: gone, a chain's rules, a set, single elements by key", () => {
+  const services = [service(1, { backends: backendsOf(1, 2) })];
+  const ruleset =
+    new MeshPlanner().desired({ ...BASE, services }).namespaces.get(HOST)?.ruleset ?? assert.fail();
+  const kernel = new FakeTable();
+  kernel.apply(planRepair(ruleset, undefined));
+  const whole = kernel.actual(ruleset);
+  const told = (actual: ActualTable | undefined, fault?: string): string =>
+    describeRepair(planRepair(ruleset, actual, fault));
+  assert.equal(told(undefined), "it was gone: made anew");
+  assert.equal(told(whole, "a rule had been replaced"), "a rule had been replaced: made anew");
+  const [[chain, count] = assert.fail()] = whole.rules;
+  assert.equal(
+    told({ ...whole, rules: new Map(whole.rules).set(chain, count - 1) }),
+    `chain ${chain} had ${count - 1} rules instead of ${count}: made anew`,
+  );
+  assert.equal(
+    told({ ...whole, rules: new Map(whole.rules).set("mine", 1) }),
+    "it had a chain mine that is not ours: made anew",
+  );
+  const set = ruleset.skeleton.sets.find(({ name }) => name === "ports") ?? assert.fail();
+  const rows = whole.rows.get(set.name) ?? assert.fail();
+  const without = { ...whole, rows: new Map(whole.rows).set(set.name, rows.slice(rowLength(set).total)) };
+  assert.match(told(without), /^ports lacked 1 element \(tcp \. 1001\): added$/);
+  assert.match(
+    describeRepair({ changes: [{ operation: "delete", set, rows }] }),
+    /^ports had 1 element too many \(tcp \. 1001\): deleted$/,
+  );
 });
 
 test("the first service by id has a port that two publish, and the loser is named", () => {

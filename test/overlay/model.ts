@@ -46,6 +46,9 @@ function applyStep(actual: ActualOverlay, step: OverlayStep): ActualOverlay {
     case "create-namespace":
       assert.ok(!actual.namespace, "namespace is there");
       return { ...actual, namespace: true, wrongSysctls: [...NAMESPACE_SYSCTLS.keys()] };
+    case "pin-namespace":
+      assert.ok(actual.unpinned, "the pin is there");
+      return { ...actual, unpinned: false };
     case "set-sysctl":
       return { ...actual, wrongSysctls: actual.wrongSysctls.filter((name) => name !== step.name) };
     case "create-vxlan":
@@ -174,7 +177,18 @@ function asDesired(
 ): ActualEndpoint {
   const { id, ifname, mac, address } = endpoint;
   const sandbox = sandboxId(endpoint);
-  return { id, sandbox, ifname, linkKind, mac, mtu, up: true, attached: true, addresses: [address] };
+  return {
+    id,
+    sandbox,
+    ifname,
+    linkKind,
+    mac,
+    mtu,
+    up: true,
+    attached: true,
+    addresses: [address],
+    routed: true,
+  };
 }
 
 function without<K, V>(map: ReadonlyMap<K, V>, key: K): ReadonlyMap<K, V> {

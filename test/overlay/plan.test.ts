@@ -214,6 +214,8 @@ const anyDamage = fc
       (actual) => ({ ...actual, endpoints: actual.endpoints.map((e) => ({ ...e, up: false, mtu: 1280 })) }),
       (actual) => ({ ...actual, endpoints: actual.endpoints.map((e) => ({ ...e, ifname: "renamed" })) }),
       (actual) => ({ ...actual, endpoints: actual.endpoints.map((e) => ({ ...e, addresses: [] })) }),
+      (actual) => ({ ...actual, endpoints: actual.endpoints.map((e) => ({ ...e, routed: false })) }),
+      (actual) => ({ ...actual, unpinned: true }),
       (actual) => ({
         ...actual,
         wrongSysctls: actual.namespace ? ["net.bridge.bridge-nf-call-iptables"] : [],

@@ -32,10 +32,14 @@ export interface Route {
 
 export const RT_TABLE = { main: 254, local: 255 } as const;
 export const RT_SCOPE = { universe: 0, link: 253, host: 254 } as const;
+/** The kernel's own: routes that came with an address. */
+export const RTPROT_KERNEL = 2;
 export const RTN = { unicast: 1, local: 2, blackhole: 6, unreachable: 7 } as const;
 export const RTNH_F_ONLINK = 4;
 
 const RTA = { destination: 1, oif: 4, gateway: 5, priority: 6, source: 7, metrics: 8, table: 15 } as const;
+/** Answer with the route itself, not with what became of it. */
+const RTM_F_FIB_MATCH = 0x2000;
 const RTAX_LOCK = 1;
 const RTAX_MTU = 2;
 
@@ -73,10 +77,21 @@ export function encodeRouteQuery(family: 4 | 6, out: ByteWriter): void {
 
 /** Payload of RTM_GETROUTE without NLM_F_DUMP: which way a packet to `destination` goes. */
 export function encodeRouteLookup(destination: IpAddr, out: ByteWriter): void {
+  writeLookup(out, destination, 0);
+}
+
+/** The same, answered with the route of the tables that leads there, out of one interface where that is given. */
+export function encodeRouteMatch(destination: IpAddr, ifindex: number | undefined, out: ByteWriter): void {
+  writeLookup(out, destination, RTM_F_FIB_MATCH);
+  if (ifindex !== undefined) writeU32Attribute(out, RTA.oif, ifindex);
+}
+
+function writeLookup(out: ByteWriter, destination: IpAddr, flags: number): void {
   out
     .u8(isIpv4(destination) ? AF.inet : AF.inet6)
     .u8(isIpv4(destination) ? 32 : 128)
-    .zeros(10);
+    .zeros(6)
+    .u32h(flags);
   writeAttribute(out, RTA.destination, ipToBytes(destination));
 }
 
