@@ -35,6 +35,14 @@ test("a message leaves after its last transmission", () => {
   assert.equal(queue.has("x"), false);
 });
 
+test("a packet in several copies counts as often", () => {
+  const queue = new TransmitOrder<Broadcast>({ maxEntries: 10 });
+  queue.add({ payload: message(1, 4), order: 0, transmissions: 0 });
+  assert.equal(queue.take(100, 2, 5, undefined, Infinity, 3).length, 1);
+  assert.equal(queue.take(100, 2, 5, undefined, Infinity, 3).length, 1);
+  assert.equal(queue.length, 0);
+});
+
 test("overhead counts against the budget", () => {
   const queue = new TransmitQueue({ maxEntries: 10 });
   for (let i = 0; i < 3; i++) queue.queue(undefined, message(i, 10));

@@ -1,6 +1,8 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import type { SwimEffect } from "../../src/swim/boundary.ts";
+import { LAN } from "../../src/swim/config.ts";
+import { decodeMessage } from "../../src/wire/memberlist/message.ts";
 import { addressOf, aliveOf, LoneNode, nodeOf, one, only, sent } from "./lone-node.ts";
 
 const REFUSED = { failure: "refused", detail: "ECONNREFUSED" } as const;
@@ -100,3 +102,20 @@ function ack(node: LoneNode, seqNo: number, from = 77): SwimEffect[] {
   const effects = node.hear(from, { type: "ack", seqNo, payload: new Uint8Array(0) });
   return effects.filter(({ type }) => type !== "send");
 }
+
+test("a former life whose death was missed is found out by whom answers at its address", () => {
+  const node = new LoneNode({ probeIntervalMs: 1e9 });
+  node.meet(4);
+  // As in gossip, which told of the newcomer and not of the death.
+  node.hear(1, aliveOf(9, 1, { addr: aliveOf(2).addr }));
+  assert.equal(node.swim.member("n2")?.state, "alive");
+  const pings = only(node.advance(LAN.gossipToTheDeadMs), "send").flatMap(({ parts }) =>
+    parts.map((part) => decodeMessage(part)).filter((message) => message.type === "ping"),
+  );
+  // Either might be the former one: both are asked for, and the address answers to one name.
+  assert.deepEqual(pings.map(({ node: name }) => name).sort(), ["n2", "n9"]);
+  const [ping] = pings.filter(({ node: name }) => name === "n9");
+  node.hear(2, { type: "ack", seqNo: ping?.seqNo ?? 0, payload: new Uint8Array(0) });
+  assert.equal(node.swim.member("n2")?.state, "dead");
+  assert.equal(node.swim.member("n9")?.state, "alive");
+});
