@@ -34,6 +34,8 @@ type Row = (typeof ROWS)[number];
 const SETTLE_MS = 1_500;
 const AFTER_STORM_MS = 5_000;
 const REST_MS = 10_000;
+/** Some 25 s after its start V8 compacts a process's heap, once: more than a minute of gossip costs. */
+const CALM_MS = 45_000;
 const PARTITIONS_S = [20, 60];
 /** Run when it is named: it is most of a quarter of an hour. */
 const LONG_PARTITION_S = 600;
@@ -155,7 +157,8 @@ async function measureProcesses(options: BenchOptions, wanted: (row: Row) => boo
   await pause(REST_MS);
 
   if (wanted("steady")) {
-    progress(`steady state for ${seconds} s`);
+    progress(`steady state for ${seconds} s, after ${CALM_MS / 1_000} s of rest`);
+    await pause(CALM_MS);
     await Promise.all(both.map((cluster) => steady(figures, cluster, seconds)));
   }
   for (let round = 0; wanted("kill") && round < rounds; round++) {
