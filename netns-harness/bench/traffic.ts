@@ -27,17 +27,9 @@ export async function throughput(pair: Pair, seconds: number, streams: number): 
     ["iperf3", "-s", "-p", String(PORT), "--forceflush"],
     async () => {
       const output = await pair.near.run(
-        ...([
-          "iperf3",
-          "-c",
-          pair.address,
-          "-p",
-          String(PORT),
-          "-P",
-          String(streams),
-          "-t",
-          String(seconds),
-        ] as const),
+        ...(["iperf3", "-c", pair.address, "-p", String(PORT), "-P", String(streams)] as const),
+        // Whole seconds only: of 0.7 it makes 0, which is for ever.
+        ...["-t", String(Math.ceil(seconds))],
         // The first moments are slow start; cubic, because BBR paces itself by round trips of microseconds.
         ...["-O", "0.3", "-C", "cubic", "-A", `${CPU_NEAR},${CPU_FAR}`, "-J"],
       );
