@@ -6,7 +6,7 @@ import { LARGE_CLUSTER } from "./broadcast-queue.ts";
 import type { Claims, Via } from "./claims.ts";
 import type { Context } from "./context.ts";
 import type { MemberRecord } from "./member.ts";
-import { aliveClaim, mergeNodes, versionConflict, type Disputed } from "./push-pull.ts";
+import { aliveClaim, mergeNodes, versionConflict, type Merged } from "./push-pull.ts";
 import { socketAddr } from "./relay.ts";
 
 /** Members of one list that are taken to know each other; those of larger lists gossip finds anyway. */
@@ -25,6 +25,8 @@ const STRANGER_PATIENCE_MS = 500;
 const STRANGER_PATIENCE_AMONG_MANY_MS = 3_000;
 /** Until the first exchange: what gossip alone tells a newcomer is only news, never the whole. */
 const FIRST_EXCHANGE_MS = 2_000;
+
+const NOTHING_MERGED: Merged = { disputed: [], mourned: [] };
 
 interface Exchange {
   readonly purpose: "periodic" | "join" | "reconnect" | "refresh";
@@ -46,9 +48,8 @@ interface Join {
   joined: number;
 }
 
-export interface ExchangeEnd {
+export interface ExchangeEnd extends Merged {
   readonly address: SocketAddr;
-  readonly disputed: readonly Disputed[];
   readonly refused: boolean;
 }
 
@@ -70,6 +71,7 @@ export class Exchanges {
   /** When an exchange of ours first brought us in. */
   #joinedAt: Instant | undefined;
   #newcomers = 0;
+  #deaths = 0;
   #storm: { readonly endsAt: Instant; readonly waitMs: number; moved?: boolean } | undefined;
   #stranger: { readonly name: string; readonly address: SocketAddr; readonly dueAt: Instant } | undefined;
   /** Streams waiting for the answer of their batch. */
@@ -103,6 +105,7 @@ export class Exchanges {
     if (this.#nextPeriodicAt !== undefined && now >= this.#nextPeriodicAt) {
       this.#nextPeriodicAt = after(now, this.#periodMs());
       this.#newcomers = 0;
+      this.#deaths = 0;
       this.#storm = undefined;
       this.#context.joinStorm = false;
       const { members, self } = this.#context;
@@ -151,11 +154,26 @@ export class Exchanges {
    * other without gossip, do not pass each other on to those of the next.
    */
   newcomer(name: string, now: Instant): void {
-    const { config, random } = this.#context;
+    const { config } = this.#context;
     this.#missed([{ name }]);
     const joined = this.#joinedAt !== undefined && now - this.#joinedAt < STORM_MS;
     if (++this.#newcomers < (joined ? 1 : STORM) || config.reconnectIntervalMs === 0) return;
     if (this.#newcomers === STORM) this.#context.joinStorm = true;
+    this.#exchangeEarly(now);
+  }
+
+  /**
+   * Somebody died. After the last of many deaths, too, gossip has missed somebody here and there, who otherwise would
+   * find out when it probes that member itself: in a large cluster after minutes.
+   */
+  death(now: Instant): void {
+    const { config, members } = this.#context;
+    if (config.reconnectIntervalMs === 0 || members.size < LARGE_CLUSTER) return;
+    if (++this.#deaths >= STORM) this.#exchangeEarly(now);
+  }
+
+  #exchangeEarly(now: Instant): void {
+    const { random } = this.#context;
     this.#storm ??= {
       endsAt: after(now, STORM_MS),
       waitMs: STORM_EXCHANGE_MS * (0.5 + random.next()),
@@ -206,7 +224,7 @@ export class Exchanges {
     const { address, join } = exchange;
     const place = formatSocketAddr(address);
     const refused = this.#versionConflict(nodes);
-    let disputed: readonly Disputed[] = [];
+    let merged = NOTHING_MERGED;
     if (refused === undefined) {
       this.#firstExchange(now);
       const before = this.#context.members.alive;
@@ -218,7 +236,7 @@ export class Exchanges {
         this.#context.queue.drop(this.#context.self);
         this.#joinedAt = now;
       }
-      disputed = mergeNodes(this.#context, this.#claims, nodes, via, now);
+      merged = mergeNodes(this.#context, this.#claims, nodes, via, now);
       this.#context.queue.synced(place, exchange.sequence);
       if (exchange.purpose === "periodic" && this.#context.members.alive > before) this.#again(now);
       if (exchange.request !== undefined) this.#introduce(exchange, nodes);
@@ -228,7 +246,7 @@ export class Exchanges {
     const failure: StreamFailure | undefined =
       refused === undefined ? undefined : { failure: "rejected", detail: refused };
     this.#endJoin(exchange, id, failure);
-    return { address, disputed, refused: false };
+    return { address, ...merged, refused: false };
   }
 
   failed(id: number, failure: StreamFailure): ExchangeEnd | undefined {
@@ -237,7 +255,7 @@ export class Exchanges {
     this.#exchanges.delete(id);
     this.#context.count("push-pull.failed");
     this.#endJoin(exchange, id, failure);
-    return { address: exchange.address, disputed: [], refused: failure.failure === "refused" };
+    return { address: exchange.address, ...NOTHING_MERGED, refused: failure.failure === "refused" };
   }
 
   /** The server's side. The entry of the requester itself, when it can be told from the others. */
@@ -247,14 +265,14 @@ export class Exchanges {
     join: boolean,
     nodes: readonly PushPullNode[],
     now: Instant,
-  ): { readonly disputed: readonly Disputed[]; readonly requester: MemberRecord | undefined } {
+  ): Merged & { readonly requester: MemberRecord | undefined } {
     const refused = this.#versionConflict(nodes);
-    let disputed: readonly Disputed[] = [];
+    let merged = NOTHING_MERGED;
     let requester: MemberRecord | undefined;
     if (refused === undefined) {
       this.#firstExchange(now);
       const only = nodes.length === 1 ? nodes[0] : undefined;
-      disputed = mergeNodes(this.#context, this.#claims, nodes, { knownAt: this.#islanders(nodes) }, now);
+      merged = mergeNodes(this.#context, this.#claims, nodes, { knownAt: this.#islanders(nodes) }, now);
       this.#missed(nodes);
       const named = only === undefined ? undefined : this.#context.members.get(only.name);
       requester = named?.address.ip === from.ip ? named : undefined;
@@ -262,7 +280,7 @@ export class Exchanges {
     this.#answer(stream, join, requester?.identity.place, now);
     this.#context.emit({ type: "push-pull-merged", source: { stream }, join, refused });
     this.#context.count(refused === undefined ? "push-pull.served" : "push-pull.refused");
-    return { disputed, requester };
+    return { ...merged, requester };
   }
 
   /** The requester hung up. */

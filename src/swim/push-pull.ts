@@ -50,6 +50,12 @@ export interface Disputed {
   readonly outcome: AliveOutcome;
 }
 
+export interface Merged {
+  readonly disputed: readonly Disputed[];
+  /** Dead, says the list, of whom we had heard no evil. */
+  readonly mourned: readonly MemberRecord[];
+}
+
 /**
  * Takes in another member's list (state.go, mergeState). Its "dead" and "suspect" only start or confirm our own
  * suspicion, so that no exchange kills; its "left" is believed, as only the member itself can have said so.
@@ -60,8 +66,9 @@ export function mergeNodes(
   nodes: readonly PushPullNode[],
   via: Via,
   now: Instant,
-): Disputed[] {
+): Merged {
   const disputed: Disputed[] = [];
+  const mourned: MemberRecord[] = [];
   for (const node of nodes) {
     const { members } = context;
     const number = members.numberOf(node.name);
@@ -85,11 +92,13 @@ export function mergeNodes(
       case "suspect": {
         const { name, incarnation } = node;
         const from = context.self.name;
+        const unsuspected = known?.state === "alive" && known !== context.self;
         claims.suspect({ type: "suspect", incarnation, node: name, from }, now, via);
+        if (unsuspected && node.state === "dead" && known.suspicion !== undefined) mourned.push(known);
       }
     }
   }
-  return disputed;
+  return { disputed, mourned };
 }
 
 export function aliveClaim(node: Omit<PushPullNode, "state">): Alive {

@@ -137,8 +137,9 @@ export class Swim {
         break;
       case "push-pull-request": {
         const { stream, from, join, nodes } = input;
-        const { disputed, requester } = this.#exchanges.request(stream, from, join, nodes, now);
+        const { disputed, mourned, requester } = this.#exchanges.request(stream, from, join, nodes, now);
         this.#verdicts.disputed(disputed, now);
+        this.#verdicts.mourned(mourned, now);
         if (requester !== undefined) this.#verdicts.newcomerAt(requester, now);
         break;
       }
@@ -388,6 +389,7 @@ export class Swim {
   #exchanged(end: ExchangeEnd | undefined, now: Instant): void {
     if (end === undefined) return;
     this.#verdicts.disputed(end.disputed, now);
+    this.#verdicts.mourned(end.mourned, now);
     if (end.refused) this.#verdicts.doubtPlace(end.address, now);
   }
 
@@ -450,7 +452,9 @@ export class Swim {
     this.#prober.abandon(name);
     this.#verifier.abandon(name);
     const member = this.#context.members.get(name);
-    if (died && member?.state === "dead") this.#reconnector.died(member, now);
+    if (!died || member?.state !== "dead") return;
+    this.#reconnector.died(member, now);
+    this.#exchanges.death(now);
   }
 
   #returned(name: string): void {

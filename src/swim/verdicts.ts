@@ -94,6 +94,15 @@ export class Verdicts {
     }
   }
 
+  /**
+   * Dead, says another's list, and we had heard nothing: in a large cluster nobody would confirm our suspicion any more,
+   * so we look ourselves, and at once.
+   */
+  mourned(members: readonly MemberRecord[], now: Instant): void {
+    if (!this.#context.queue.large) return;
+    for (const member of members) if (member.present) this.#parts.verifier.begin(member, "now", now);
+  }
+
   /** A newcomer at the address of somebody else: most likely the same host after a restart. */
   newcomerAt(newcomer: MemberRecord, now: Instant): void {
     for (const old of this.#othersAt(newcomer)) this.#parts.moves.replaced(old, newcomer, now);

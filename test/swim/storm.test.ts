@@ -60,6 +60,26 @@ test("a storm of newcomers is followed by an exchange, and one that brings news 
   assert.deepEqual(exchanges(node, 60_000), [], "it brought nobody");
 });
 
+test("many deaths are followed by an exchange, and whose death was missed is looked at at once", () => {
+  const node = crowd();
+  node.advance(5_000);
+  for (let gone = 100; gone < 140; gone++) {
+    hear(node, 1, { type: "dead", incarnation: 1, node: `m${gone}`, from: "m1" });
+  }
+  const [first] = exchanges(node, 6_000);
+  assert.ok(first !== undefined, "a few seconds after the last of them");
+  const { addr, meta, vsn, port } = aliveOf(250, 1);
+  const gone = { name: "m250", addr, meta, vsn, port, incarnation: 1, state: "dead" as const };
+  const effects = node.feed({ type: "push-pull-reply", exchange: first, nodes: [gone] });
+  assert.equal(node.swim.member("m250")?.state, "suspect", "no exchange kills");
+  assert.ok(
+    sent(effects).some(({ to, messages }) => to === place(250).ip && messages[0]?.type === "ping"),
+    "it is asked",
+  );
+  node.advance(1_000);
+  assert.equal(node.swim.member("m250")?.state, "dead", "it did not answer");
+});
+
 /** Nobody is probed, so that all that is sent is gossip. */
 function crowd(): LoneNode {
   const node = new LoneNode({ probeIntervalMs: 1e9, tcpPing: false });
