@@ -17,6 +17,8 @@ scenario(
     assert.ok(node1 && node2);
     await node1.ctl("network", "create", "blue", "--subnet", "10.7.0.0/24");
     await attach(lab, node1, "blue", "taken", "--ip", "10.7.0.9");
+    await node1.ctl("network", "create", "red", "--subnet", "10.6.0.0/24");
+    await node1.ctl("service", "create", "web", "--network", "red");
     const box = lab.sandbox(node1, "box");
     const before = await whole(node1);
     const attachBox = ["attach", "--netns", box.netns, "--network"];
@@ -35,6 +37,21 @@ scenario(
       [["attach", "--network", "blue", "--netns", "no-such-namespace"], /no-such-namespace/],
       [["attach", "--network", "blue", "--pid", "4194304"], /4194304/],
       [["detach", "nobody"], /nobody/],
+      // The nearest name, wherever one is taken.
+      [[...attachBox, "bleu"], /did you mean 'blue'/],
+      [["network", "inspect", "bleu"], /did you mean 'blue'/],
+      [["tables", "bleu"], /did you mean 'blue'/],
+      [["plan", "bleu"], /did you mean 'blue'/],
+      [["capture", "bleu"], /did you mean 'blue'/],
+      [["capture", "blue", "--node", "nod2"], /did you mean 'node[12]'/],
+      [["detach", "takn"], /did you mean 'taken'/],
+      [["endpoint", "inspect", "takn"], /did you mean 'taken'/],
+      [["endpoint", "ls", "--service", "wbe"], /did you mean 'web'/],
+      [["service", "inspect", "wbe"], /did you mean 'web'/],
+      [["service", "create", "api", "--network", "bleu"], /did you mean 'blue'/],
+      [["node", "inspect", "ndoe2"], /did you mean 'node2'/],
+      [["trace", "takn", "web"], /did you mean 'taken'/],
+      [["trace", "taken", "wbe"], /did you mean 'web'/],
       [["network", "create", "blue"], /blue/],
       [
         ["network", "create", "over", "--subnet", "10.7.0.128/25"],
@@ -53,7 +70,7 @@ scenario(
       [["network", "rm", "ingress"], /ingress/],
       [["network", "inspect", "nowhere"], /nowhere/],
       [["service", "rm", "nothing"], /nothing/],
-      [["service", "create", "web", "--network", "nowhere"], /nowhere/],
+      [["service", "create", "other", "--network", "nowhere"], /nowhere/],
       [["node", "update", "node9", "--availability", "drain"], /node9/],
       [["keys", "install", "short"], /key/i],
     ] as const) {

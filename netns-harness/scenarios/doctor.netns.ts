@@ -236,6 +236,43 @@ scenario(
     );
     assert.equal((await node1.netctl("trace", "node1-box", "nobody")).code, 1);
 
+    const named = await trace(node1, "node1-box", "tasks.web");
+    assert.ok(
+      named.ok && named.hops.some((hop) => /^name tasks\.web: 10\./.test(hop.what)),
+      JSON.stringify(named),
+    );
+
+    // A network that node3 is not on: those that are know.
+    await node1.ctl("network", "create", "green");
+    for (const [host, name] of [
+      [node1, "g1"],
+      [node2, "g2"],
+    ] as const) {
+      await waitFor(`${host.name} to know green`, () => host.ctl("network", "ls"), {
+        withinMs: 10_000,
+        until: (seen) => seen.includes("green"),
+      });
+      const place = lab.sandbox(host, name);
+      const end = ["--netns", place.netns, "--name", name, ...(name === "g2" ? ["--service", "far"] : [])];
+      if (name === "g2") await host.ctl("service", "create", "far", "--network", "green");
+      await host.ctl("attach", "--network", "green", ...end);
+    }
+    for (const [to, last] of [
+      ["g2", /^to g2,/],
+      ["far", /^to g2,/],
+    ] as const) {
+      await waitFor(`node3 to trace from g1 to ${to}`, () => trace(node3, "g1", to), {
+        withinMs: 20_000,
+        until: ({ ok, hops }) => ok && last.test(hops.at(-1)?.what ?? ""),
+      });
+    }
+
+    // What others did is in this node's events, too.
+    const told = await node3.ctl("events", "--since", "1h", "--no-follow");
+    assert.match(told, / {2}network-created {2}green {2}10\.[0-9./]+, VNI \d+\n/);
+    assert.match(told, / {2}service-created {2}web {2}vip, 8000→80\/tcp\n/);
+    assert.match(told, / {2}endpoint-attached {2}web1 {2}10\.[0-9.]+ on blue, node2\n/);
+
     const { ip } = await node2.ctlJson<{ ip: string }>("endpoint", "inspect", "node2-box");
     const file = `${node1.folder}/blue.pcap`;
     const capture = node1.netctlBackground("capture", "blue", "-w", file, "--count", "2", "--filter", "icmp");

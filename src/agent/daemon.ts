@@ -20,6 +20,8 @@ import { Agent, systemRandom } from "./agent.ts";
 import { makeDirectory, readIfPresent, writeAtomically } from "./atomic-file.ts";
 import { captureQuestion, CaptureSessions } from "./capture-sessions.ts";
 import { ChecksumWatch } from "./checksum-watch.ts";
+import { DropWatch } from "./drop-watch.ts";
+import { readNetworkTraffic } from "./network-traffic.ts";
 import { loadConfig, type Config } from "./config.ts";
 import { CommandServer } from "./command-server.ts";
 import { ControlServer } from "./control-server.ts";
@@ -55,6 +57,8 @@ import { WebServer } from "./web-server.ts";
 const JOIN_RETRY_MIN_MS = 500;
 const JOIN_RETRY_MAX_MS = 15_000;
 const JOIN_TIMEOUT_MS = 5_000;
+/** The engine's drops that are somebody's fault; broadcast and questions for nobody are everyday. */
+const TOLD_ENGINE_DROPS = /^(rxDrop|txDrop(Malformed|NoAddress|TooBig|Send))/;
 /** How often namespaces of commands that ended without saying goodbye are looked for. */
 const ORPHANS_MS = 2_000;
 const LEAVE_TIMEOUT_MS = 5_000;
@@ -145,6 +149,16 @@ async function runLocked(
     () => loop.now(),
     () => agent.endpoints.all().flatMap(({ sandbox }) => (sandbox.type === "netns" ? [sandbox.path] : [])),
   );
+  const drops = new DropWatch(
+    () => [
+      ...[...loop.node.drops].map(([reason, count]) => ["gossip", reason, count] as const),
+      ...Object.entries(dataplane.counters())
+        .filter(([reason]) => TOLD_ENGINE_DROPS.test(reason))
+        .map(([reason, count]) => ["engine", reason, count] as const),
+    ],
+    () => loop.now(),
+    (where, detail) => agent.event("dropped", where, detail),
+  );
   const doctor = new Doctor({
     ...{ agent, views, mesh, paths, filter, checksums, underlay },
   });
@@ -195,6 +209,7 @@ async function runLocked(
           loopDelay,
           filter,
           pathCounters: () => paths.prober.counters,
+          traffic: (network) => readNetworkTraffic(config.runDir, network),
           version,
         });
   const web = config.web === undefined ? undefined : await WebServer.listen(config.web, status);
@@ -227,6 +242,7 @@ async function runLocked(
   await leave(agent);
   loopDelay.close();
   checksums.close();
+  drops.close();
   captures.close();
   health.close();
   paths.close();

@@ -1,10 +1,12 @@
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
 import { Counter, Gauge, Registry } from "prom-client";
 import { NetError } from "../base/error.ts";
+import type { NetworkId } from "../base/id.ts";
 import type { Agent } from "./agent.ts";
 import type { DnsRunner } from "./dns-runner.ts";
 import type { LoopDelay } from "./loop-delay.ts";
 import type { MeshRunner } from "./mesh-runner.ts";
+import type { NetworkTraffic, Traffic } from "./network-traffic.ts";
 import type { UnderlayFilter } from "./underlay-filter.ts";
 import type { Views } from "./views.ts";
 
@@ -12,7 +14,7 @@ import type { Views } from "./views.ts";
 export interface MetricSources {
   readonly agent: Pick<
     Agent,
-    "loop" | "reconciler" | "endpoints" | "networkName" | "rejectedRows" | "dataplane"
+    "loop" | "reconciler" | "endpoints" | "networkName" | "rejectedRows" | "repairs" | "dataplane"
   >;
   readonly views: Pick<Views, "peers" | "services" | "networks" | "endpoints" | "addressUse">;
   readonly mesh: Pick<MeshRunner, "counters">;
@@ -21,6 +23,7 @@ export interface MetricSources {
   readonly loopDelay: Pick<LoopDelay, "delays">;
   /** Probes sent, answered and so on, by name. */
   readonly pathCounters: () => Readonly<Record<string, number>>;
+  readonly traffic: (network: NetworkId) => NetworkTraffic | undefined;
   readonly version: string;
 }
 
@@ -174,6 +177,39 @@ export function createRegistry(sources: MetricSources): Registry {
     }
     return [...counts.values()];
   });
+  const traffic = (value: (one: Traffic) => number) => (): Sample[] =>
+    [...agent.reconciler.networks].flatMap((id): Sample[] => {
+      const found = sources.traffic(id);
+      const network = agent.networkName(id);
+      return found === undefined
+        ? []
+        : [
+            [{ network, direction: "in" }, value(found.in)],
+            [{ network, direction: "out" }, value(found.out)],
+          ];
+    });
+  const ofDevice = "Of a network's device on this node";
+  counter(
+    "network_bytes_total",
+    `${ofDevice}, inner frames.`,
+    ["network", "direction"],
+    traffic(({ bytes }) => bytes),
+  );
+  counter(
+    "network_packets_total",
+    `${ofDevice}.`,
+    ["network", "direction"],
+    traffic(({ packets }) => packets),
+  );
+  counter(
+    "network_dropped_packets_total",
+    `${ofDevice}: errors, and frames without a way or a place.`,
+    ["network", "direction"],
+    traffic(({ dropped }) => dropped),
+  );
+  gauge("repairs_recent", "Different faults of another hand mended in the last ten minutes.", [], () => [
+    [{}, agent.repairs.recent(agent.loop.now()).length],
+  ]);
   gauge("backends", "Backends of a service, by state.", ["service", "state"], () =>
     views
       .services()

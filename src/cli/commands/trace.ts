@@ -20,7 +20,7 @@ export function addTraceCommands(program: Command): void {
       "the way a packet takes, each hop checked against table and kernel; exit 1 when one is broken",
     )
     .argument("<src>", "an endpoint, or a node that a client outside enters by")
-    .argument("<dst[:port]>", "an endpoint, a service, a VIP, or a node with a published port")
+    .argument("<dst[:port]>", "an endpoint, a service, a VIP, a name, or a node with a published port")
     .addHelpText("after", "\nExample:\n  netctl trace web1 redis\n  netctl trace node1 node1:8000")
     .action(async (from: string, target: string, _options, command: Command) => {
       const context = contextOf(command);
