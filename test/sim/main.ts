@@ -6,7 +6,7 @@ import { endless } from "./endless.ts";
 import { large } from "./large.ts";
 import { SCENARIOS, type Figures } from "./scenarios.ts";
 
-/** A few minutes; 4,700, the largest public experiment, take most of an hour and more than half of this heap. */
+/** Minutes; 4,700, the largest public experiment, take far longer and more than half of this heap. */
 const LARGE_NODES = 1_600;
 const USAGE = `npm run sim -- [--scenario NAME]… [--nodes N]… [--seeds COUNT] [--first-seed SEED]
 npm run sim -- chaos [--seconds N] [--seeds COUNT] [--first-seed SEED]     without a limit until one fails
