@@ -13,6 +13,9 @@ if ! node netns-harness/installed.mjs; then
   if [[ -L node_modules ]]; then
     echo "prepare: node_modules is a link and does not match package-lock.json; not touching it" >&2
   else
+    # Headers beside node spare dependencies with native code a download, as native/build.mjs does for ours.
+    prefix=$(dirname "$(dirname "$(node -p process.execPath)")")
+    if [[ -e $prefix/include/node/node_api.h ]]; then export npm_config_nodedir=$prefix; fi
     echo "prepare: npm ci"
     npm ci --loglevel=error # builds the addon, too
   fi
