@@ -178,10 +178,13 @@ export function run(command: string, ...args: string[]): string {
   return execFileSync(command, args, { encoding: "utf8", stdio: ["ignore", "pipe", "pipe"] });
 }
 
-/** Whether one of ten pings in two seconds is answered: carrier and queues of fresh devices may cost the first ones. */
+/**
+ * Whether one of many pings in five seconds is answered: carrier and queues of fresh devices may cost the first ones, and
+ * the ARP request that is lost with them is repeated a second later. `-w 2` among the options is for those that must not.
+ */
 export function pings(namespace: string, address: string, ...options: readonly string[]): boolean {
   try {
-    run("ip", "netns", "exec", namespace, "ping", "-c", "1", "-i", "0.2", "-w", "2", ...options, address);
+    run("ip", "netns", "exec", namespace, "ping", "-c", "1", "-i", "0.2", "-w", "5", ...options, address);
     return true;
   } catch {
     return false;

@@ -62,7 +62,7 @@ for (const kinds of PAIRS) {
     const addresses = ["2001:db8::1/64", "2001:db8::7/64"] as const;
     const { web } = pair(lab, { kinds, addresses });
     assert.ok(pings(web.name, "10.0.9.7", "-M", "do", "-s", "1402"));
-    assert.ok(!pings(web.name, "10.0.9.7", "-M", "do", "-s", "1403"));
+    assert.ok(!pings(web.name, "10.0.9.7", "-M", "do", "-s", "1403", "-w", "2"));
   });
 
   test(
@@ -165,7 +165,7 @@ test("a new process adopts the device, and forwards before it knows a row again"
   const { a, desiredA, onA, network, web, overlayA } = pair(lab);
   const before = [ifindexes(web.name), ifindexes(overlayA)];
   a.dataplane.close();
-  assert.ok(!pings(web.name, "10.0.9.7"), "no frame moves without a process");
+  assert.ok(!pings(web.name, "10.0.9.7", "-w", "2"), "no frame moves without a process");
   assert.deepEqual([ifindexes(web.name), ifindexes(overlayA)], before);
   a.dataplane = a.newDataplane();
   assert.deepEqual(a.dataplane.list(), [network.id]);
@@ -181,7 +181,7 @@ test("a new process adopts the device, and forwards before it knows a row again"
   assert.deepEqual(lines(a.plan(desiredA), network), []);
   // What is no longer true goes.
   a.reconcile(rowless);
-  assert.ok(!pings(web.name, "10.0.9.7"));
+  assert.ok(!pings(web.name, "10.0.9.7", "-w", "2"));
 });
 
 test("a table of a former life that is damaged is as good as none", needs, () => {
@@ -271,7 +271,7 @@ test("frames of a stranger and of the wrong node do not reach an endpoint, and a
   assert.ok(a.dataplane instanceof TapDataplane);
   const elsewhere = peers.map((peer) => ({ ...peer, vtep: parseIp("192.0.2.99") }));
   a.reconcile(a.desired(network, onA, elsewhere));
-  assert.ok(!pings(db.name, "10.0.9.5"));
+  assert.ok(!pings(db.name, "10.0.9.5", "-w", "2"));
   assert.ok((a.dataplane.counters()["rxDropWrongVtep"] ?? 0) > 0);
   a.reconcile(a.desired(network, onA, peers));
   assert.ok(pings(db.name, "10.0.9.5"));

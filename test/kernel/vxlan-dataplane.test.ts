@@ -86,7 +86,7 @@ test("TCP runs between hosts with segments of the overlay's MTU", async () => {
       "exec 3<>/dev/tcp/10.0.9.7/80; wc -c <&3",
     ]);
     assert.equal(Number(stdout), 300_000);
-    assert.ok(!pings(web.name, "10.0.9.7", "-M", "do", "-s", "1423"), "1451 bytes do not fit");
+    assert.ok(!pings(web.name, "10.0.9.7", "-M", "do", "-s", "1423", "-w", "2"), "1451 bytes do not fit");
     assert.ok(pings(web.name, "10.0.9.7", "-M", "do", "-s", "1422"), "1450 bytes fit");
     assert.equal(a.dataplane.kind, "kernel");
   } finally {
