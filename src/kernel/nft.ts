@@ -430,8 +430,10 @@ function* transactionsOf(changes: readonly ElementChange[]): Generator<Transacti
   if (held.length > 0) yield { changes: held, elements, more: false };
 }
 
-/** One run of `nft -f -` inside the namespace. @throws NetError `NFT_MISSING`, `NFT_REFUSED` */
-/** One transaction through `nft`, in `netns` or where we are. `what` begins the error. @throws NetError */
+/**
+ * One transaction through `nft`, in `netns` or where we are. `what` begins the error.
+ * @throws NetError `NFT_MISSING`, `NFT_REFUSED`
+ */
 export async function runNft(what: string, script: string, netns: Netns | undefined): Promise<void> {
   const where = netns?.path ?? "the host";
   // The child inherits the namespace the thread is in when it is made.
