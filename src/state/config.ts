@@ -2,6 +2,8 @@
 export interface StateConfig {
   /** Between two rounds of gossip, milliseconds. */
   readonly gossipMs: number;
+  /** Between two rounds while a change waits that nobody was told of yet, milliseconds. */
+  readonly gossipUntoldMs: number;
   /** Members told per round. */
   readonly gossipFanout: number;
   /** A change is told multiplier · ⌈log₁₀(members + 1)⌉ times. */
@@ -20,6 +22,7 @@ export interface StateConfig {
 
 export const DEFAULT_CONFIG: StateConfig = {
   gossipMs: 200,
+  gossipUntoldMs: 20,
   gossipFanout: 3,
   retransmitMultiplier: 4,
   digestMs: 1000,

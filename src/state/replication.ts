@@ -25,6 +25,7 @@ export interface ReplicationOptions {
   readonly members: Members;
   readonly outbox: Outbox;
   readonly gossipMs: number;
+  readonly gossipUntoldMs: number;
   readonly gossipFanout: number;
   readonly retransmitMultiplier: number;
   readonly digestMs: number;
@@ -65,7 +66,11 @@ export class Replication {
   #sequence = 0;
   /** Members that were given everything, as of what was queued by then. Emptied with the queue. */
   readonly #synced = new Map<NodeName, number>();
+  /** The next round of everything that waits. */
   #gossipAt: Instant | undefined;
+  /** The next round of what nobody was told of. */
+  #untoldAt: Instant | undefined;
+  #roundAt: Instant | undefined;
   #digestAt: Instant | undefined;
   /** Something changed, here or at somebody who compared notes with us. */
   #stirred = false;
@@ -102,7 +107,8 @@ export class Replication {
   spread(key: string, now: Instant, how: "at-once" | "after-join" = "at-once"): void {
     if (this.#options.members.size === 0) return;
     this.#queue.set(key, { sequence: ++this.#sequence, told: 0 });
-    this.#gossipAt ??= how === "at-once" ? now : after(now, AFTER_JOIN_MS);
+    if (how === "at-once") this.#untoldAt ??= this.#soon(now);
+    else this.#gossipAt ??= after(now, AFTER_JOIN_MS);
   }
 
   /** Everything, for whoever joins through us or through whom we join; undefined when it is too much. */
@@ -132,7 +138,7 @@ export class Replication {
 
   nextWakeup(): Instant | undefined {
     if (this.#options.members.size === 0) return undefined;
-    return earliest(this.#queue.size > 0 ? this.#gossipAt : undefined, this.#digestAt);
+    return earliest(this.#gossipAt, this.#untoldAt, this.#digestAt);
   }
 
   /** A new member. `compare` notes with it at once, or only with a few of them when many join together. */
@@ -145,19 +151,15 @@ export class Replication {
 
   /** Gossips and sends the digest when due. Call at the end of every input: a change is then told at once. */
   step(now: Instant): void {
-    const { members, digestMs, gossipMs, random, outbox } = this.#options;
+    const { members, digestMs, random, outbox } = this.#options;
     if (members.size === 0) {
       this.#queue.clear();
       this.#synced.clear();
-      this.#digestAt = undefined;
+      this.#gossipAt = this.#untoldAt = this.#digestAt = undefined;
       return;
     }
-    if (this.#gossipAt !== undefined && this.#gossipAt <= now) {
-      const told = this.#queue.size > 0;
-      if (told) this.#gossip(now);
-      // One quiet round resets the pace, so that the next change goes out at once.
-      this.#gossipAt = told ? after(now, gossipMs) : undefined;
-    }
+    if (this.#gossipAt !== undefined && this.#gossipAt <= now) this.#round(now, "all");
+    else if (this.#untoldAt !== undefined && this.#untoldAt <= now) this.#round(now, "untold");
     if (this.#stirred) {
       this.#stirred = false;
       this.#calm = 0;
@@ -270,12 +272,35 @@ export class Replication {
     return pages;
   }
 
+  /** The first round for a change that comes now: changes that come together share their packets. */
+  #soon(now: Instant): Instant {
+    if (this.#roundAt === undefined) return now;
+    const paced = after(this.#roundAt, this.#options.gossipUntoldMs);
+    return paced > now ? paced : now;
+  }
+
+  #round(now: Instant, which: "all" | "untold"): void {
+    if (this.#queue.size > 0) {
+      this.#gossip(now, which);
+      this.#roundAt = now;
+    }
+    const waits = this.#queue.size > 0;
+    const untold = [...this.#queue.values()].some(({ told }) => told === 0);
+    this.#untoldAt = untold ? this.#soon(now) : undefined;
+    if (!waits) this.#gossipAt = undefined;
+    else if (which === "all" || this.#gossipAt === undefined)
+      this.#gossipAt = after(now, this.#options.gossipMs);
+  }
+
   /** The least told changes, in as few packets as they need, to a few random members. */
-  #gossip(now: Instant): void {
+  #gossip(now: Instant, which: "all" | "untold"): void {
     const { members, random, gossipFanout } = this.#options;
     const targets = sample(random, members.names(), gossipFanout);
     const limit = this.#options.retransmitMultiplier * Math.ceil(Math.log10(members.size + 2));
-    const queue = [...this.#queue].sort(([, a], [, b]) => a.told - b.told);
+    const queue =
+      which === "all"
+        ? [...this.#queue].sort(([, a], [, b]) => a.told - b.told)
+        : [...this.#queue].filter(([, { told }]) => told === 0);
     const packets: { parts: Part[]; bytes: number }[] = [];
     for (const [key, telling] of queue) {
       const item = this.#options.item(key, now);
