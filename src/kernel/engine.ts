@@ -26,7 +26,7 @@ export interface EngineOptions {
   readonly sourcePorts?: number;
   /** Hand superframes to the kernel whole where it takes them (Linux 6.17), else segment them here. Default true. */
   readonly tunnelOffload?: boolean;
-  /** Longest time a thread looks for work before it sleeps, in µs; 0 never spins. Default 50. */
+  /** Longest time a thread looks for work before it sleeps, in µs; 0 never spins. Default 200. */
   readonly spinMicros?: number;
 }
 
@@ -51,7 +51,7 @@ export class Engine {
       port: options.port ?? DEFAULT_ENGINE_PORT,
       sourcePorts: options.sourcePorts ?? 16,
       tunnelOffload: options.tunnelOffload ?? true,
-      spinMicros: options.spinMicros ?? 50,
+      spinMicros: options.spinMicros ?? 200,
     });
   }
 

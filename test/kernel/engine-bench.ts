@@ -13,6 +13,7 @@ const VARIANTS: Readonly<Record<string, LabOptions>> = {
   "engine-bridge": { sides: ["engine", "engine"], layout: "bridge" },
   "engine-macvlan": { sides: ["engine", "engine"], layout: "macvlan" },
   "spin-0": { sides: ["engine", "engine"], layout: "macvlan", spinMicros: 0 },
+  "spin-50": { sides: ["engine", "engine"], layout: "macvlan", spinMicros: 50 },
   "spin-200": { sides: ["engine", "engine"], layout: "macvlan", spinMicros: 200 },
   "spin-1000": { sides: ["engine", "engine"], layout: "macvlan", spinMicros: 1000 },
 };
