@@ -49,32 +49,45 @@ export class BulkSync {
    * joined together share their requests.
    */
   arm(now: Instant): void {
-    const { timers, config, attachments, self } = this.#db;
-    if (timers.get("join-sync") !== undefined) return;
+    const { timers, attachments, self } = this.#db;
     for (const { network, leaving, loaded, inSync, asked } of attachments.own.values()) {
       if (leaving || loaded) continue;
       const canAsk = attachments.participants(network).some((peer) => peer !== self && !asked.has(peer));
       if (inSync && !canAsk) continue;
-      timers.set("join-sync", after(now, config.joinSyncDelayMs));
-      return;
+      const at = earliest(timers.get("join-sync"), this.#mayAskAt(network, now));
+      if (at !== undefined) timers.set("join-sync", at);
     }
   }
 
+  /** When somebody may be asked about a network that heard from nobody yet; undefined while one answers. */
+  #mayAskAt(network: NetworkId, now: Instant): Instant | undefined {
+    const { joinSyncDelayMs, bulkSyncParallel, bulkSyncPatienceMs } = this.#db.config;
+    const underway = this.#pending.filter(({ networks }) => networks.includes(network));
+    if (underway.length >= bulkSyncParallel || underway.some(({ answering }) => answering)) return undefined;
+    const soon = after(now, joinSyncDelayMs);
+    const patient = underway.map(({ askedAt }) => after(askedAt, bulkSyncPatienceMs));
+    return patient.reduce((latest, at) => (at > latest ? at : latest), soon);
+  }
+
   /**
-   * Asks peers of every network that has heard from nobody yet, a few at once; the first answer is enough. With nobody
-   * left to ask the network counts as in sync: what there is to know is known.
+   * Asks a peer of every network that has heard from nobody yet, and another when it is slow to answer; the first answer
+   * is enough. With nobody left to ask the network counts as in sync: what there is to know is known.
    */
   joinSync(now: Instant): void {
+    const { config, attachments } = this.#db;
     const requests = new Map<NodeName, NetworkId[]>();
-    for (const attachment of this.#db.attachments.own.values()) {
+    for (const attachment of attachments.own.values()) {
       if (attachment.leaving || attachment.loaded) continue;
-      const underway = this.#pending.filter(({ networks }) => networks.includes(attachment.network)).length;
-      const peers = this.#choosePeers(attachment, requests, this.#db.config.bulkSyncParallel - underway);
+      const underway = this.#pending.filter(({ networks }) => networks.includes(attachment.network));
+      const isEnough =
+        underway.length >= config.bulkSyncParallel ||
+        underway.some(({ answering, askedAt }) => answering || now - askedAt < config.bulkSyncPatienceMs);
+      const peers = isEnough ? [] : this.#choosePeers(attachment, requests, 1);
       for (const peer of peers) {
         attachment.asked.add(peer);
         requests.set(peer, [...(requests.get(peer) ?? []), attachment.network]);
       }
-      if (underway + peers.length === 0) this.#markInSync(attachment);
+      if (underway.length + peers.length === 0) this.#markInSync(attachment);
     }
     for (const [peer, networks] of requests) this.#request(peer, networks, now);
   }
@@ -107,8 +120,10 @@ export class BulkSync {
       const { openedAt } = pending.job;
       if (!answers || pending.peer !== peer || openedAt === undefined || time <= openedAt) continue;
       if (message.digests.length > 0) pending.digests = message.digests;
-      if (page === "more") pending.deadline = after(now, this.#db.config.bulkSyncTimeoutMs);
-      else this.#succeed(pending, message, now);
+      if (page === "more") {
+        pending.answering = true;
+        pending.deadline = after(now, this.#db.config.bulkSyncTimeoutMs);
+      } else this.#succeed(pending, message, now);
     }
     if (unsolicited) this.#reply(message, now);
     this.joinSync(now);
@@ -165,7 +180,7 @@ export class BulkSync {
     const job = this.#addJob({ kind: "request", peer, networks, digests }, now);
     if (job === undefined) return;
     const deadline = after(now, this.#db.config.bulkSyncTimeoutMs);
-    this.#pending.push({ peer, job, networks, retry, deadline, digests: [] });
+    this.#pending.push({ peer, job, networks, retry, askedAt: now, answering: false, deadline, digests: [] });
     this.#armTimeout();
     this.sendPages(now);
   }
@@ -317,6 +332,9 @@ interface Pending {
   readonly job: PageJob;
   readonly networks: readonly NetworkId[];
   readonly retry: boolean;
+  readonly askedAt: Instant;
+  /** The first page is here. */
+  answering: boolean;
   deadline: Instant;
   /** What the peer said it held when it replied. */
   digests: readonly NetworkDigest[];

@@ -28,8 +28,10 @@ export interface NetworkDbConfig {
   readonly bulkSyncPageIntervalMs: number;
   /** To all peers together in that interval: the bandwidth bulk sync may take. */
   readonly bulkSyncBytesPerInterval: number;
-  /** Peers asked at once after joining a network. */
+  /** Peers that may have been asked at once after joining a network, one after the other as long as none answers. */
   readonly bulkSyncParallel: number;
+  /** How long each of them is given to begin its answer: two that answer send everything twice. */
+  readonly bulkSyncPatienceMs: number;
   /** Above this many own events waiting in one network they go out as bulk sync pages instead of datagrams. */
   readonly burstEvents: number;
 
@@ -83,6 +85,7 @@ export const DEFAULT_NETWORKDB_CONFIG: NetworkDbConfig = {
   bulkSyncPageIntervalMs: 25,
   bulkSyncBytesPerInterval: 1024 * 1024,
   bulkSyncParallel: 3,
+  bulkSyncPatienceMs: 250,
   burstEvents: 16,
 
   rowReapMs: 30 * 60_000,

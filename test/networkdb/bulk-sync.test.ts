@@ -148,7 +148,7 @@ test("an answer is anything later than the request from that node, and only that
   lone.peer("a", 1);
   lone.peer("b", 2);
   lone.join();
-  lone.pass(50);
+  lone.pass(400);
   const requests = bulkSyncsIn(lone.takeEffects());
   assert.deepEqual(requests.map(({ to }) => to).sort(), ["a", "b"]);
   assert.ok(requests.every(({ message }) => message.unsolicited));
@@ -163,6 +163,26 @@ test("an answer is anything later than the request from that node, and only that
   assert.ok(!inSync(), "a request of our kind, which holds nothing");
   lone.bulk("a", [], { unsolicited: true });
   assert.ok(inSync(), "a request of Docker's, which holds everything");
+});
+
+test("a second peer is asked when the first is slow, and nobody while one answers", () => {
+  const lone = new Lone();
+  for (const [index, name] of ["a", "b", "c", "d"].entries()) lone.peer(name, index + 1);
+  const asked = (): number => bulkSyncsIn(lone.takeEffects()).length;
+  lone.join();
+  lone.pass(50);
+  const [first] = bulkSyncsIn(lone.takeEffects());
+  assert.ok(first !== undefined);
+  lone.pass(150);
+  assert.equal(asked(), 0, "it has a moment");
+  lone.pass(100);
+  assert.equal(asked(), 1, "and no more");
+  lone.bulk(first.to, [], { page: "more" });
+  lone.pass(1_000);
+  assert.equal(asked(), 0, "it answers by now");
+  lone.handle({ type: "stream-failed", to: first.to });
+  lone.pass(300);
+  assert.ok(asked() > 0, "it never finished");
 });
 
 test("with nobody to ask a network is in sync, and the first peer to appear is asked", () => {
