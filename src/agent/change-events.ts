@@ -1,5 +1,5 @@
 import { formatCidr } from "../base/ip.ts";
-import type { NodeName } from "../base/id.ts";
+import type { NetworkId, NodeName } from "../base/id.ts";
 import { elapsed, instant, type Instant } from "../base/time.ts";
 import type { RowChange } from "../networkdb/effect.ts";
 import { endpointRecordOf } from "../overlay/rows.ts";
@@ -109,7 +109,7 @@ export class ChangeEvents {
     const { state } = this.#parts;
     switch (kind) {
       case "network": {
-        const found = state.networks().find((network) => network.id === id);
+        const found = state.network(id as NetworkId);
         return found && { name: found.name, text: networkText(found) };
       }
       case "service": {
