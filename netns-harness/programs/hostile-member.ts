@@ -7,7 +7,7 @@
 
 import { readFileSync } from "node:fs";
 import { GossipLoop } from "../../src/agent/gossip-loop.ts";
-import { systemRandom } from "../../src/agent/agent.ts";
+import { systemRandom } from "../../src/agent/system-random.ts";
 import { fromHex } from "../../src/base/bytes.ts";
 import { networkId, nodeId, nodeName, randomBase36, randomHex } from "../../src/base/id.ts";
 import { ipToBytes, parseCidr, parseIp } from "../../src/base/ip.ts";

@@ -1,34 +1,27 @@
-import { randomInt as secureRandomInt } from "node:crypto";
 import { unreachable } from "../base/assert.ts";
-import { bytesEqual } from "../base/bytes.ts";
 import { errorText, NetError } from "../base/error.ts";
 import { endpointId, randomHex, type NetworkId, type NodeName } from "../base/id.ts";
-import { formatSocketAddr, type IpAddr, type SocketAddr } from "../base/ip.ts";
+import { formatSocketAddr } from "../base/ip.ts";
 import { macFromIpv4 } from "../base/mac.ts";
 import type { Random } from "../base/random.ts";
-import type { Sliced } from "../base/sliced.ts";
-import { after, type Instant } from "../base/time.ts";
+import type { Instant } from "../base/time.ts";
 import type { Dataplane } from "../kernel/dataplane.ts";
-import {
-  deriveOverlay,
-  overlayMtu,
-  type DesiredOverlay,
-  type LinkKind,
-  type OverlayNetwork,
-} from "../overlay/desired.ts";
-import { diffOwnRows, ownRows, rowKey, remotePeers, type OwnEndpoint, type OwnRow } from "../overlay/rows.ts";
+import type { LinkKind } from "../overlay/desired.ts";
 import type { NetworkView, ServiceView } from "../state/state.ts";
 import { INGRESS } from "../state/ingress.ts";
 import type { LeaveReason } from "../swim/boundary.ts";
 import type { Member } from "../swim/member.ts";
 import { PEER_TABLE } from "../wire/networkdb/records.ts";
 import { ChangeEvents } from "./change-events.ts";
-import type { Config } from "./config.ts";
+import { ownVtep, type Config } from "./config.ts";
+import { DesiredOverlays } from "./desired-overlays.ts";
 import type { Endpoints, EndpointRecord } from "./endpoints.ts";
 import { EventLog } from "./event-log.ts";
 import type { AgentEffect, GossipLoop } from "./gossip-loop.ts";
 import { IngressLegs } from "./ingress-legs.ts";
+import { Learned } from "./learned.ts";
 import type { Logger } from "./log.ts";
+import { OwnRows } from "./own-rows.ts";
 import { Reconciler } from "./reconciler.ts";
 import { RejectedRows, rejectedText } from "./rejected-rows.ts";
 import { Repairs } from "./repairs.ts";
@@ -54,14 +47,6 @@ export interface Dependent {
   rowChanged?(network: NetworkId, table: string, key: string): void;
 }
 
-/** After the first peer answered: bulk sync and definitions are exchanged well within it. */
-const LEARNING_MS = 2_000;
-/** How long a restarted agent keeps forwarding entries it cannot account for, waiting for its peers' tables. */
-const PRUNE_HOLD_MS = 30_000;
-/** How long leaving a network waits for its last deletes to be gossiped, and how often it looks. */
-const LEAVE_PATIENCE_MS = 5_000;
-const LEAVE_CHECK_MS = 200;
-
 /**
  * The daemon's state in one place: what the gossip says, which endpoints are here, and the reconciler between them.
  * Level-triggered: after any change `#refresh` derives attachments, own rows and ingress legs anew.
@@ -77,26 +62,20 @@ export class Agent {
   readonly reconciler: Reconciler;
   readonly dataplane: Dataplane;
   readonly rejectedRows: RejectedRows;
+  readonly learned: Learned;
+  readonly overlays: DesiredOverlays;
   readonly startedAt: Instant;
   readonly dependents: Dependent[] = [];
-  readonly #parts: AgentParts;
+  readonly #random: Random;
   readonly #legs: IngressLegs;
   readonly #changes: ChangeEvents;
-  readonly #inSync = new Set<NetworkId>();
-  /** Rows we have put and not deleted. */
-  readonly #published = new Map<string, OwnRow>();
-  /** Networks without an endpoint that we are still on. */
-  readonly #unusedSince = new Map<NetworkId, Instant>();
-  #leaveTimer: NodeJS.Timeout | undefined;
-  /** Whether somebody could tell us the tables: a join worked, or there is nobody to join. */
-  #heardAt: Instant | undefined;
-  #mtu: { readonly at: Instant; readonly bytes: number } | undefined;
+  readonly #ownRows: OwnRows;
   #refreshing = false;
   #refreshAgain = false;
   #closed = false;
 
   constructor(parts: AgentParts) {
-    this.#parts = parts;
+    this.#random = parts.random;
     this.config = parts.config;
     this.log = parts.log;
     this.loop = parts.loop;
@@ -122,10 +101,39 @@ export class Agent {
         this.event("row-rejected", this.networkName(group.network), text);
       },
     });
+    this.learned = new Learned({
+      self: this.self,
+      now: () => this.loop.now(),
+      usedNetworks: () => this.endpoints.networks(),
+      onLearned: () => {
+        this.reconciler.markAllDirty();
+        this.#notify();
+      },
+    });
+    this.overlays = new DesiredOverlays({
+      config: this.config,
+      node: this.loop.node,
+      endpoints: this.endpoints,
+      rejectedRows: this.rejectedRows,
+      linkKind: parts.linkKind,
+      now: () => this.loop.now(),
+      underlayMtu: parts.underlayMtu,
+    });
+    this.#ownRows = new OwnRows({
+      loop: this.loop,
+      endpoints: this.endpoints,
+      vtep: ownVtep(this.config),
+      serviceOf: (record) => this.serviceOf(record),
+      isDisabled: (record) => this.isDisabled(record),
+      onLeft: (network) => {
+        this.learned.networkLeft(network);
+        this.#notify();
+      },
+    });
     this.reconciler = new Reconciler({
       dataplane: parts.dataplane,
-      desired: (network) => this.desired(network),
-      mayPrune: (network) => this.#mayPrune(network),
+      desired: (network) => this.overlays.of(network),
+      mayPrune: (network) => this.learned.network(network),
       beforeDevice: () => this.beforeDevice(),
       now: () => this.loop.now(),
       onRepair: (network, faults, steps) => {
@@ -152,44 +160,6 @@ export class Agent {
     this.repairs.add(subject, text, this.loop.now());
     this.log.info({ subject }, `repaired: ${text}`);
     this.event("repair", subject, text);
-  }
-
-  /** What the other netagents and we ourselves have been told so far decides what is desired. */
-  *desired(network: NetworkId): Sliced<DesiredOverlay> {
-    const view = this.loop.node.state.network(network);
-    const vtep = this.config.dataPathAddrs[0] ?? this.config.advertise.ip;
-    const desired = yield* deriveOverlay({
-      network:
-        view === undefined ? goneNetwork(network, this.config.dataPathPort) : this.overlayNetwork(view),
-      linkKind: this.#parts.linkKind,
-      vtep,
-      ownVteps: this.config.dataPathAddrs,
-      endpoints: view === undefined || view.disabled ? [] : this.endpoints.ofNetwork(network),
-      peers: remotePeers(
-        this.loop.node.networkDb.rows(network, PEER_TABLE, { suspended: true }),
-        this.self,
-        (owner) => this.loop.node.peer(owner)?.capabilities.includes("state") === true,
-      ),
-      mayBeAt: (owner, rowVtep) => this.#mayBeAt(owner, rowVtep),
-    });
-    yield* this.rejectedRows.update(network, desired.rejected);
-    return desired;
-  }
-
-  overlayNetwork(view: NetworkView): OverlayNetwork {
-    const vtep = this.config.dataPathAddrs[0] ?? this.config.advertise.ip;
-    const possible = overlayMtu(this.#underlayMtu(), vtep);
-    return {
-      id: view.id,
-      name: view.name,
-      vni: view.vni,
-      subnet: view.subnet,
-      gateway: view.gateway,
-      mtu: Math.min(view.mtu ?? possible, possible),
-      dataPathPort: this.config.dataPathPort,
-      internal: view.internal,
-      encrypted: view.encrypted,
-    };
   }
 
   networkName(id: NetworkId): string {
@@ -221,7 +191,7 @@ export class Agent {
       case "network-changed":
         return;
       case "network-in-sync":
-        this.#inSync.add(effect.network);
+        this.learned.networkInSync(effect.network);
         this.reconciler.markDirty(effect.network);
         return this.#notify();
       case "refused":
@@ -231,7 +201,7 @@ export class Agent {
         );
         return;
       case "member-joined":
-        this.#hear(effect.member.name);
+        this.learned.memberJoined(effect.member.name);
         this.log.info(
           { address: formatSocketAddr(effect.member.address) },
           `${this.shownName(effect.member.name)} joined`,
@@ -317,21 +287,7 @@ export class Agent {
 
   /** Publishes what our endpoints are now, and marks the networks concerned. On return the first packet has left. */
   publish(): void {
-    this.#syncAttachments();
-    const { puts, deletes } = diffOwnRows(this.#wantedRows(), [...this.#published.values()], (row) =>
-      this.#isPublished(row),
-    );
-    for (const row of puts) {
-      this.#published.set(rowKey(row), row);
-      this.loop.step({ type: "networkdb", input: { type: "put-row", ...row } });
-    }
-    for (const { network, table, key } of deletes) {
-      this.#published.delete(rowKey({ network, table, key }));
-      this.loop.step({ type: "networkdb", input: { type: "delete-row", network, table, key } });
-    }
-    this.#leaveUnused();
-    // Not when this process has time again: it goes on to write files and to program its kernel.
-    if (puts.length + deletes.length > 0) this.loop.step({ type: "wake" });
+    this.#ownRows.publish();
     this.#notify();
   }
 
@@ -341,7 +297,7 @@ export class Agent {
     parts: Omit<EndpointRecord, "id" | "network" | "ip" | "prefixLength" | "mac">,
     wanted?: string,
   ): Promise<EndpointRecord> {
-    const id = endpointId(randomHex(this.#parts.random, 64));
+    const id = endpointId(randomHex(this.#random, 64));
     const result = await this.loop.request({
       type: "allocate",
       network: network.id,
@@ -377,6 +333,7 @@ export class Agent {
 
   close(): void {
     this.#closed = true;
+    this.#ownRows.close();
     this.reconciler.close();
   }
 
@@ -394,38 +351,6 @@ export class Agent {
       this.endpoints.unhealthy.has(owner) ||
       (record.service !== undefined && this.loop.node.state.availability(this.loop.node.facts.id) === "drain")
     );
-  }
-
-  /** Whether we know what our peers know, or there is nobody to ask: only then rules and entries may be taken away. */
-  tablesLoaded(): boolean {
-    return (
-      [...this.endpoints.networks()].every((network) => this.#mayPrune(network)) &&
-      (this.#heard() || this.#heldLongEnough())
-    );
-  }
-
-  /** Nothing can be learned any more: we are the first, or nobody answered for a long time. */
-  stopWaitingForPeers(): void {
-    this.#heardAt = this.startedAt;
-    this.reconciler.markAllDirty();
-    this.#notify();
-  }
-
-  /**
-   * The first other member: what it knows comes within moments. A network counts as in sync also when there is
-   * nobody to ask, so that alone proves nothing.
-   */
-  #hear(member: string): void {
-    if (member === this.self || this.#heardAt !== undefined) return;
-    this.#heardAt = after(this.loop.now(), LEARNING_MS);
-    setTimeout(() => {
-      this.reconciler.markAllDirty();
-      this.#notify();
-    }, LEARNING_MS + 1).unref();
-  }
-
-  #heard(): boolean {
-    return this.#heardAt !== undefined && this.loop.now() >= this.#heardAt;
   }
 
   #handleState(effect: Extract<AgentEffect, { type: "state" }>["effect"]): void {
@@ -452,21 +377,6 @@ export class Agent {
     }
   }
 
-  /**
-   * A netagent's rows name its own data-path addresses. Of other members nobody knows theirs; only that it is not
-   * one that another, living netagent says it has.
-   */
-  #mayBeAt(owner: NodeName, vtep: IpAddr): boolean {
-    const { node } = this.loop;
-    // A former life's rows are inherited for a while, and nobody knows any more what it said.
-    if (node.swim.member(owner)?.state !== "alive") return true;
-    const facts = node.peer(owner);
-    if (facts !== undefined) return facts.vteps.includes(vtep);
-    for (const member of node.swim.members())
-      if (member.state === "alive" && node.peer(member.name)?.vteps.includes(vtep) === true) return false;
-    return true;
-  }
-
   #notify(): void {
     for (const dependent of this.dependents) dependent.refresh();
   }
@@ -486,125 +396,6 @@ export class Agent {
       this.publish();
     } while (this.#refreshAgain);
   }
-
-  #syncAttachments(): void {
-    const attached = new Set(
-      this.loop.node.networkDb
-        .attachments()
-        .filter((one) => !one.leaving)
-        .map((one) => one.network),
-    );
-    for (const network of this.endpoints.networks()) {
-      if (!attached.has(network))
-        this.loop.step({ type: "networkdb", input: { type: "join-network", network } });
-    }
-  }
-
-  /**
-   * Leaves networks without an endpoint, each once its deletes have been gossiped: a dockerd that hears of the leave
-   * first deletes our rows by itself, and complains when the deletes reach it after we have joined again.
-   */
-  #leaveUnused(): void {
-    const used = this.endpoints.networks();
-    for (const network of used) this.#unusedSince.delete(network);
-    const { networkDb } = this.loop.node;
-    for (const { network, leaving, ownQueue } of networkDb.attachments()) {
-      if (leaving || used.has(network)) continue;
-      const since = this.#unusedSince.get(network) ?? this.loop.now();
-      const told = ownQueue === 0 || networkDb.participants(network).length <= 1;
-      if (!told && this.loop.now() - since < LEAVE_PATIENCE_MS) {
-        this.#unusedSince.set(network, since);
-        this.#leaveTimer ??= setTimeout(() => {
-          this.#leaveTimer = undefined;
-          if (!this.#closed) this.publish();
-        }, LEAVE_CHECK_MS).unref();
-        continue;
-      }
-      this.#unusedSince.delete(network);
-      this.#inSync.delete(network);
-      for (const [key, row] of this.#published) if (row.network === network) this.#published.delete(key);
-      this.loop.step({ type: "networkdb", input: { type: "leave-network", network } });
-    }
-  }
-
-  #wantedRows(): OwnRow[] {
-    const vtep = this.config.dataPathAddrs[0] ?? this.config.advertise.ip;
-    return this.endpoints.all().flatMap((record) => ownRows(this.#ownEndpoint(record), vtep));
-  }
-
-  #ownEndpoint(record: EndpointRecord): OwnEndpoint {
-    const service = this.serviceOf(record);
-    const vip = service?.networks.find((one) => one.network === record.network)?.vip;
-    const ingressPorts =
-      record.kind === "backend-leg" ? (service?.ports.filter((port) => port.mode === "ingress") ?? []) : [];
-    return {
-      id: record.id,
-      network: record.network,
-      name: record.name,
-      aliases: record.aliases,
-      ip: record.ip,
-      prefixLength: record.prefixLength,
-      mac: record.mac,
-      ...(service === undefined
-        ? {}
-        : { service: { id: service.id, name: service.name, ...(vip === undefined ? {} : { vip }) } }),
-      ports: ingressPorts.map((port) => ({
-        name: "",
-        protocol: port.protocol,
-        targetPort: port.target,
-        publishedPort: port.published,
-      })),
-      named: this.endpoints.ready.has(record.id),
-      disabled: this.isDisabled(record),
-    };
-  }
-
-  /** Whether the table has exactly this row as ours. */
-  #isPublished(row: OwnRow): boolean {
-    const found = this.loop.node.networkDb.row(row.network, row.table, row.key);
-    return found?.owner === this.self && bytesEqual(found.value, row.value);
-  }
-
-  /** Asked of the kernel now and then only: it hardly ever changes, and every desired state needs it. */
-  #underlayMtu(): number {
-    const now = this.loop.now();
-    if (this.#mtu === undefined || now - this.#mtu.at > 1_000)
-      this.#mtu = { at: now, bytes: this.#parts.underlayMtu() };
-    return this.#mtu.bytes;
-  }
-
-  #heldLongEnough(): boolean {
-    return this.loop.now() - this.startedAt > PRUNE_HOLD_MS;
-  }
-
-  #mayPrune(network: NetworkId): boolean {
-    const heldFor = this.loop.now() - this.startedAt;
-    return (
-      heldFor > PRUNE_HOLD_MS ||
-      (this.#heard() && (this.#inSync.has(network) || !this.endpoints.networks().has(network)))
-    );
-  }
-}
-
-/** Unpredictable randomness for ids and for gossip's choices. */
-export function systemRandom(): Random {
-  return { next: () => secureRandomInt(0x1_0000_0000) / 0x1_0000_0000 };
-}
-
-/** Stands in for a network whose definition is gone: nothing of it is desired. */
-function goneNetwork(id: NetworkId, dataPathPort: number): OverlayNetwork {
-  const { vni, subnet, gateway } = INGRESS;
-  return {
-    id,
-    name: id.slice(0, 12),
-    vni,
-    subnet,
-    gateway,
-    mtu: 1450,
-    dataPathPort,
-    internal: false,
-    encrypted: false,
-  };
 }
 
 function describe(member: Member): string {
@@ -626,11 +417,4 @@ function leaveText(reason: LeaveReason, shown: (name: string) => string): string
     default:
       return unreachable(reason);
   }
-}
-
-/** Addresses others may be reached at, remembered for the next start. */
-export function aliveAddresses(members: Iterable<Member>, self: string): SocketAddr[] {
-  return [...members]
-    .filter((member) => member.name !== self && member.state === "alive")
-    .map((member) => member.address);
 }

@@ -45,6 +45,11 @@ export interface Config {
   readonly logFormat: "pretty" | "json";
 }
 
+/** The address our rows tell others to send frames to. */
+export function ownVtep(config: Config): IpAddr {
+  return config.dataPathAddrs[0] ?? config.advertise.ip;
+}
+
 export type LogLevel = (typeof LOG_LEVELS)[number];
 export const LOG_LEVELS = ["trace", "debug", "info", "warn", "error", "fatal", "silent"] as const;
 

@@ -16,13 +16,13 @@ import { VxlanDataplane } from "../kernel/vxlan-dataplane.ts";
 import { DEFAULT_LINK_KIND } from "../overlay/desired.ts";
 import { LAN, LOCAL, WAN } from "../swim/config.ts";
 import { resolveHost } from "../transport/gossip-transport.ts";
-import { Agent, systemRandom } from "./agent.ts";
+import { Agent } from "./agent.ts";
 import { makeDirectory, readIfPresent, writeAtomically } from "./atomic-file.ts";
 import { captureQuestion, CaptureSessions } from "./capture-sessions.ts";
 import { ChecksumWatch } from "./checksum-watch.ts";
 import { DropWatch } from "./drop-watch.ts";
 import { readNetworkTraffic } from "./network-traffic.ts";
-import { loadConfig, type Config } from "./config.ts";
+import { loadConfig, ownVtep, type Config } from "./config.ts";
 import { CommandServer } from "./command-server.ts";
 import { ControlServer } from "./control-server.ts";
 import { chooseDataplane } from "./dataplane-choice.ts";
@@ -47,6 +47,7 @@ import { Sandboxes } from "./sandboxes.ts";
 import { Status } from "./status.ts";
 import { Store } from "./store.ts";
 import { SwarmMtu } from "./swarm-mtu.ts";
+import { systemRandom } from "./system-random.ts";
 import { traceQuestion } from "./trace-question.ts";
 import { Tracer } from "./trace.ts";
 import { UnderlayFilter } from "./underlay-filter.ts";
@@ -117,7 +118,7 @@ async function runLocked(
     (snapshot) => store.save(snapshot),
   );
   const endpointsFile = join(config.dataDir, "endpoints.json");
-  const underlay = watchUnderlay(config.dataPathAddrs[0] ?? config.advertise.ip);
+  const underlay = watchUnderlay(ownVtep(config));
   const underlayMtu = (): number => underlay().mtu;
   agent = new Agent({
     config,
@@ -231,7 +232,7 @@ async function runLocked(
   );
   await releaseStrays(agent);
   agent.refresh();
-  if (alone) agent.stopWaitingForPeers();
+  if (alone) agent.learned.stopWaiting();
   const joining = joinUntilAnswered(config, remembered, agent, log, stopping.signal);
   await untilStopped(config, argv, agent, log);
 
@@ -349,7 +350,7 @@ async function joinUntilAnswered(
       return;
     }
     // Only members of the last life, and nobody is there any more: we are the first.
-    if (config.join.length === 0) agent.stopWaitingForPeers();
+    if (config.join.length === 0) agent.learned.stopWaiting();
     const why = results
       .map((result) => `${formatSocketAddr(result.address)}: ${result.failure ?? ""}`)
       .join("; ");

@@ -144,7 +144,7 @@ export class DnsRunner implements Dependent {
       zones: [...networks].map((network) => this.#zone(network)),
       // Follows attachments: one network that leads outside is enough.
       mayForward: [...networks].some((network) => state.network(network)?.internal === false),
-      learning: !this.#agent.tablesLoaded(),
+      learning: !this.#agent.learned.everything(),
       isElsewhere: (name) => state.services().some((service) => service.name.toLowerCase() === name),
     };
   }

@@ -13,6 +13,7 @@ import { peerRecordOf } from "../overlay/rows.ts";
 import { PEER_TABLE } from "../wire/networkdb/records.ts";
 import type { Agent } from "./agent.ts";
 import type { ChecksumWatch } from "./checksum-watch.ts";
+import { ownVtep } from "./config.ts";
 import type { DoctorView } from "./control-protocol.ts";
 import { diagnose, type NodeReport, type PeerFinding } from "./diagnosis.ts";
 import { readFirewall } from "./firewall.ts";
@@ -247,13 +248,13 @@ export class Doctor {
   /** Of the underlay: what a network without an MTU of its own takes. */
   #fullSize(): number {
     const { config } = this.#parts.agent;
-    return overlayMtu(this.#parts.underlay().mtu, config.dataPathAddrs[0] ?? config.advertise.ip);
+    return overlayMtu(this.#parts.underlay().mtu, ownVtep(config));
   }
 
   #neededSize(): number {
     const { agent } = this.#parts;
     const used = [...agent.endpoints.networks()].flatMap((id) => agent.loop.node.state.network(id) ?? []);
-    const sizes = used.map((network) => agent.overlayNetwork(network).mtu);
+    const sizes = used.map((network) => agent.overlays.network(network).mtu);
     return sizes.length === 0 ? this.#fullSize() : Math.max(...sizes);
   }
 

@@ -109,7 +109,7 @@ export class MeshRunner implements Dependent {
       await new Promise((resolve) => setTimeout(resolve, ROW_LOOK_MS));
     }
     // A node without rules of its own has nothing that could be late.
-    if (this.#agent.tablesLoaded()) await this.settled(Math.max(1, deadline - performance.now()));
+    if (this.#agent.learned.everything()) await this.settled(Math.max(1, deadline - performance.now()));
   }
 
   /** @throws NetError what is still wrong after `timeoutMs`. */
@@ -134,7 +134,7 @@ export class MeshRunner implements Dependent {
   /** A round from now on, or as long as one may take: what is wrong is reported, and the next sweep tries again. */
   async rulesMade(): Promise<void> {
     // A restarted agent makes none before it knows what its peers know.
-    if (this.#agent.tablesLoaded()) await this.settled(RULES_MS).catch(() => undefined);
+    if (this.#agent.learned.everything()) await this.settled(RULES_MS).catch(() => undefined);
   }
 
   plan(): PlanView[] {
@@ -186,7 +186,7 @@ export class MeshRunner implements Dependent {
 
   #schedule(): void {
     // A restarted agent leaves the rules of its former life alone until it knows as much as that one did.
-    if (!this.#agent.tablesLoaded()) return;
+    if (!this.#agent.learned.everything()) return;
     if (this.#closed || this.#timer !== undefined) return;
     this.#timer = setTimeout(() => {
       this.#timer = undefined;

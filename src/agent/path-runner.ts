@@ -10,6 +10,7 @@ import { overlayMtu } from "../overlay/desired.ts";
 import { PathProber, type PathHealth, type PathInput, type PeerTestimony } from "../overlay/path-prober.ts";
 import { Clock } from "../transport/clock.ts";
 import type { Agent, Dependent } from "./agent.ts";
+import { ownVtep } from "./config.ts";
 
 /** How long a device that somebody only wanted to look through stays. */
 const HOLD_MS = 60_000;
@@ -61,7 +62,7 @@ export class PathRunner implements Dependent {
   constructor(agent: Agent, random: Random, underlayMtu: () => number) {
     this.#agent = agent;
     this.#underlayMtu = underlayMtu;
-    this.#vtep = agent.config.dataPathAddrs[0] ?? agent.config.advertise.ip;
+    this.#vtep = ownVtep(agent.config);
     this.prober = new PathProber(random);
     this.#clock = new Clock(() => this.#step({ type: "wake" }));
     this.#check = setInterval(() => this.refresh(), CHECK_MS);

@@ -1,6 +1,5 @@
 import { z } from "zod";
 import { formatSocketAddr, tryParseIp, type SocketAddr } from "../base/ip.ts";
-import { aliveAddresses } from "./agent.ts";
 import { readIfPresent, writeAtomically } from "./atomic-file.ts";
 import type { GossipLoop } from "./gossip-loop.ts";
 
@@ -33,7 +32,9 @@ export class PeersFile {
     this.#timer = undefined;
     const { node } = this.#loop;
     // Members come in an order that changes with every round of probes.
-    const addresses = aliveAddresses(node.swim.members(), node.name)
+    const addresses = [...node.swim.members()]
+      .filter((member) => member.name !== node.name && member.state === "alive")
+      .map((member) => member.address)
       .sort((a, b) => (formatSocketAddr(a) < formatSocketAddr(b) ? -1 : 1))
       .slice(0, MAX_PEERS);
     const text = JSON.stringify(addresses);

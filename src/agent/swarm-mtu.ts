@@ -5,6 +5,7 @@ import { tryParseIp } from "../base/ip.ts";
 import { probeUnderlay } from "../kernel/icmp-probe.ts";
 import { overlayMtu } from "../overlay/desired.ts";
 import type { Agent } from "./agent.ts";
+import { ownVtep } from "./config.ts";
 import type { Views } from "./views.ts";
 
 /** Creating a network waits for a silent node no longer. */
@@ -81,7 +82,7 @@ export class SwarmMtu {
 
   #fullSize(): number {
     const { config } = this.#agent;
-    return overlayMtu(this.#underlayMtu(), config.dataPathAddrs[0] ?? config.advertise.ip);
+    return overlayMtu(this.#underlayMtu(), ownVtep(config));
   }
 
   #living(): ReturnType<Views["peers"]> {

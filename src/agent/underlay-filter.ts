@@ -157,7 +157,7 @@ export class UnderlayFilter implements Dependent {
     }
     // A member that is no netagent tells its data-path address in its rows only (Docker's --data-path-addr).
     if (foreign) for (const vtep of this.#vtepsOfForeignRows()) vteps.add(vtep);
-    if (this.#agent.tablesLoaded()) this.#inherited = [];
+    if (this.#agent.learned.everything()) this.#inherited = [];
     else for (const vtep of (this.#inherited ??= this.#standing())) vteps.add(vtep);
     return [...vteps];
   }

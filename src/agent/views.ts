@@ -12,6 +12,7 @@ import { INGRESS } from "../state/ingress.ts";
 import type { Member } from "../swim/member.ts";
 import { ENDPOINT_TABLE, PEER_TABLE } from "../wire/networkdb/records.ts";
 import type { Agent } from "./agent.ts";
+import { ownVtep } from "./config.ts";
 import type {
   BackendView,
   EndpointView,
@@ -76,7 +77,7 @@ export class Views {
       vni: network.vni,
       subnet: formatCidr(network.subnet),
       gateway: network.gateway,
-      mtu: this.#agent.overlayNetwork(network).mtu,
+      mtu: this.#agent.overlays.network(network).mtu,
       encrypted: network.encrypted,
       ingress: network.ingress,
       internal: network.internal,
@@ -349,7 +350,7 @@ export class Views {
       prefixLength: record.prefixLength,
       mac: record.mac,
       node: this.#agent.config.name,
-      vtep: this.#agent.config.dataPathAddrs[0] ?? this.#agent.config.advertise.ip,
+      vtep: ownVtep(this.#agent.config),
       service: this.#agent.serviceOf(record)?.name ?? "",
       state: this.#agent.isDisabled(record) ? "draining" : "ready",
       ifname: record.ifname,
