@@ -8,8 +8,8 @@ import { sample, type Random } from "../base/random.ts";
 import type { Instant } from "../base/time.ts";
 import { MAX_RING_SEEDS, type Network, type NodeDefinition, type Service } from "../wire/state/definition.ts";
 import type { Entry } from "../wire/state/entry.ts";
-import type { AddressSpace } from "./address-space.ts";
-import type { Allocator, Want, WantOutcome } from "./allocator.ts";
+import type { Addressing } from "./addressing.ts";
+import type { Want, WantOutcome } from "./allocator.ts";
 import type { Definitions } from "./definitions.ts";
 import { printable } from "./find.ts";
 import type { Members } from "./members.ts";
@@ -25,9 +25,8 @@ export interface RequestsOptions {
   readonly random: Random;
   readonly members: Members;
   readonly outbox: Outbox;
-  readonly allocator: Allocator;
+  readonly addressing: Addressing;
   readonly definitions: Definitions;
-  readonly spaces: ReadonlyMap<NetworkId, AddressSpace>;
   /** In claim order. */
   readonly networks: () => readonly Network[];
   readonly services: () => readonly Service[];
@@ -40,8 +39,6 @@ export interface RequestsOptions {
   readonly addExternal: (network: Network, now: Instant) => void;
   /** Whether it was one. */
   readonly removeExternal: (id: NetworkId, now: Instant) => boolean;
-  readonly release: (network: NetworkId, address: IpAddr) => void;
-  readonly releaseHolder: (holderId: string) => void;
 }
 
 /** Performs requests; keeps those that wait for an address. */
@@ -54,13 +51,13 @@ export class Requests {
 
   constructor(options: RequestsOptions) {
     this.#options = options;
-    const { node, definitions, outbox, allocator } = options;
+    const { node, definitions, outbox, addressing } = options;
     this.#jobs = new ServiceJobs({
       outbox,
-      allocator,
+      allocator: addressing.allocator,
       validate: (id, mode) => this.#serviceOf(id, mode),
       want: (network, holder) => this.#newWant(network, holder),
-      release: (holderId) => options.releaseHolder(holderId),
+      release: (holderId) => addressing.releaseHolder(holderId),
       write: (value, at) => options.write(definitions.write({ kind: "service", value }, node, at), at),
     });
   }
@@ -125,7 +122,7 @@ export class Requests {
       case "allocate":
         return this.#allocate(input, now);
       case "release": {
-        this.#options.release(input.network, input.address);
+        this.#options.addressing.release(input.network, input.address);
         return this.#options.outbox.done(request, { type: "released" });
       }
       default:
@@ -196,7 +193,7 @@ export class Requests {
       );
     const want = this.#newWant(network.id, holder, address);
     this.#requests.set(want.id, input.request);
-    this.#options.allocator.want(want, now);
+    this.#options.addressing.allocator.want(want, now);
   }
 
   #newWant(network: NetworkId, holder: AddressHolder, address?: IpAddr): Want {
@@ -211,7 +208,8 @@ export class Requests {
     if (request !== undefined) {
       this.#requests.delete(want.id);
       if ("error" in outcome) return this.#options.outbox.refuse(request, outcome.error);
-      const prefixLength = this.#options.spaces.get(want.network)?.network.subnet.prefixLength ?? 32;
+      const prefixLength =
+        this.#options.addressing.spaces.get(want.network)?.network.subnet.prefixLength ?? 32;
       return this.#options.outbox.done(request, {
         type: "address",
         network: want.network,

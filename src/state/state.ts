@@ -1,35 +1,28 @@
 import { unreachable } from "../base/assert.ts";
 import { DecodeError } from "../base/error.ts";
 import type { NetworkId, NodeId, NodeName, ServiceId } from "../base/id.ts";
-import { ipv4ToNumber, type IpAddr } from "../base/ip.ts";
 import type { Random } from "../base/random.ts";
-import { after, earliest, elapsed, type Instant } from "../base/time.ts";
-import { MAX_RING_SEEDS, type Network, type NodeDefinition, type Service } from "../wire/state/definition.ts";
+import { after, earliest, type Instant } from "../base/time.ts";
+import type { Network, NodeDefinition, Service } from "../wire/state/definition.ts";
 import type { Entry } from "../wire/state/entry.ts";
 import { decodeStateMessage, type StateMessage } from "../wire/state/message.ts";
 import type { Ring } from "../wire/state/ring.ts";
 import { decodeSnapshot, encodeSnapshot, type Snapshot } from "../wire/state/snapshot.ts";
-import { hashRing, seedRing } from "./address-ring.ts";
-import { AddressBook } from "./address-book.ts";
-import type { AddressSpace } from "./address-space.ts";
-import { Allocator } from "./allocator.ts";
+import { hashRing } from "./address-ring.ts";
+import { Addressing, ringKey } from "./addressing.ts";
 import { DEFAULT_CONFIG, type StateConfig } from "./config.ts";
 import { ConflictWatch } from "./conflict-watch.ts";
 import { compareClaims, definitionConflicts, type Conflict } from "./conflicts.ts";
 import { Definitions, entryKey, hashEntry, type DefinitionChange } from "./definitions.ts";
 import type { StateEffect, StateInput } from "./effect.ts";
 import { findNamed, printable } from "./find.ts";
-import { INGRESS } from "./ingress.ts";
 import { Members } from "./members.ts";
 import { Outbox } from "./outbox.ts";
 import { FORWARD_LIMIT, Replication, type Item } from "./replication.ts";
 import { Requests } from "./requests.ts";
 import { vipHolder } from "./service-jobs.ts";
-import { Takeover } from "./takeover.ts";
 import {
-  allocationsOf,
   networkViews,
-  ringUse,
   serviceViews,
   type Allocation,
   type NetworkView,
@@ -51,7 +44,6 @@ export interface StateOptions {
 }
 
 const EXPIRE_MS = 3600_000;
-const SEED_RETRY_MS = 1000;
 
 /**
  * The definitions of the cluster and the addresses of its networks. Owns no file, socket or timer: the caller
@@ -60,25 +52,15 @@ const SEED_RETRY_MS = 1000;
 export class State {
   readonly #node: NodeId;
   readonly #memberName: NodeName;
-  readonly #config: StateConfig;
   readonly #definitions = new Definitions();
   /** Networks that only this node knows, by id. */
   readonly #externals = new Map<NetworkId, Network>();
-  readonly #book: AddressBook;
-  readonly #spaces: ReadonlyMap<NetworkId, AddressSpace>;
   readonly #members: Members;
   readonly #outbox: Outbox;
   readonly #replication: Replication;
-  readonly #allocator: Allocator;
-  readonly #takeover: Takeover;
+  readonly #addressing: Addressing;
   readonly #counters = new Map<string, number>();
   readonly #requests: Requests;
-  /** Networks whose ring or allocations were changed by this input. */
-  readonly #touched = new Set<NetworkId>();
-  /** Networks with ranges that became ours: whoever waits for an address may get one. */
-  readonly #inherited = new Set<NetworkId>();
-  #started: { readonly at: Instant; readonly unixSeconds: number } | undefined;
-  #seedAt: Instant | undefined;
   #expireAt: Instant;
   readonly #watch = new ConflictWatch();
   /** Of definitions alone; undefined: to be found again. */
@@ -86,8 +68,6 @@ export class State {
   #networkViews: readonly NetworkView[] | undefined;
   #serviceViews: readonly ServiceView[] | undefined;
   #conflictsStale = true;
-  /** Nodes, members or rings changed: perhaps a removed node's ranges are ours. */
-  #takeoverStale = true;
   /** In claim order; undefined: to be collected again. */
   #networkList: readonly Network[] | undefined;
   #serviceList: readonly Service[] | undefined;
@@ -98,10 +78,7 @@ export class State {
     const { node, random } = options;
     this.#node = node;
     this.#memberName = options.memberName;
-    this.#config = config;
     this.#expireAt = after(now, EXPIRE_MS);
-    this.#book = new AddressBook(node);
-    this.#spaces = this.#book.spaces;
     const members = (this.#members = new Members(node));
     const outbox = (this.#outbox = new Outbox(members));
     this.#replication = new Replication({
@@ -112,39 +89,27 @@ export class State {
       outbox,
       item: (key, at) => this.#item(key, at),
     });
-    this.#allocator = new Allocator(
-      {
-        ...config,
-        node,
-        random,
-        members,
-        outbox,
-        nameOf: (id) => this.#nameOf(id),
-        isRemoved: (id) => this.#definitions.node(id)?.removed ?? false,
-        blocked: (at) => this.#blocked(at),
-        learn: (ring, at) => void this.#learnRing(ring, at),
-        changed: (network) => this.#touched.add(network),
-      },
-      this.#spaces,
-    );
-    this.#takeover = new Takeover(
-      {
-        node,
-        members,
-        outbox,
-        nodes: () => this.nodes(),
-        inherited: (network) => this.#inherited.add(network),
-      },
-      this.#spaces,
-    );
+    this.#addressing = new Addressing({
+      node,
+      random,
+      config,
+      members,
+      outbox,
+      replication: this.#replication,
+      nodes: () => this.nodes(),
+      isRemoved: (id) => this.#definitions.node(id)?.removed ?? false,
+      nameOf: (id) => this.#nameOf(id),
+      blocked: (at) => this.#blocked(at),
+      conflictsChanged: () => void (this.#conflictsStale = true),
+      count: (reason) => this.#count(reason),
+    });
     this.#requests = new Requests({
       node,
       random,
       members,
       outbox,
-      allocator: this.#allocator,
+      addressing: this.#addressing,
       definitions: this.#definitions,
-      spaces: this.#spaces,
       networks: () => this.#networks(),
       services: () => this.#services(),
       findNetwork: (reference) => this.findNetwork(reference),
@@ -153,10 +118,7 @@ export class State {
       write: (entry, at) => this.#write(entry, at),
       addExternal: (network, at) => this.#addExternal(network, at),
       removeExternal: (id, at) => this.#removeExternal(id, at),
-      release: (network, address) => this.#release(network, address),
-      releaseHolder: (holderId) => this.#releaseHolder(holderId),
     });
-    this.#addSpace(INGRESS);
     if (options.snapshot !== undefined) this.#restore(decodeSnapshot(options.snapshot), now);
   }
 
@@ -170,10 +132,8 @@ export class State {
   nextWakeup(): Instant | undefined {
     const twinSeen = this.conflicts().some(({ type }) => type === "node-twin" || type === "node-removed");
     return earliest(
-      this.#allocator.nextWakeup(),
-      this.#takeover.nextWakeup(),
+      this.#addressing.nextWakeup(),
       this.#replication.nextWakeup(),
-      this.#seedAt,
       this.#expireAt,
       twinSeen ? undefined : this.#members.twinAt(),
       this.#watch.nextWakeup(),
@@ -192,7 +152,7 @@ export class State {
       clock: this.#definitions.clock,
       entries: [...this.#definitions.entries(now)].map(([, entry]) => entry),
       externals: [...this.#externals.values()],
-      spaces: this.#book.snapshot(),
+      spaces: this.#addressing.snapshot(),
     });
   }
 
@@ -245,15 +205,12 @@ export class State {
 
   /** Undefined while no ring of the network is known; external networks have none. */
   ringUse(id: NetworkId): RingUse | undefined {
-    const space = this.#spaces.get(id);
-    const isAlive = (node: NodeId): boolean =>
-      node === this.#node || this.#members.nameOf(node) !== undefined;
-    return space && ringUse(space, this.#node, (node) => this.#nameOf(node), isAlive);
+    return this.#addressing.use(id);
   }
 
   /** What this node has given away, VIPs included; after a restart the agent releases what nobody has any more. */
   allocations(): Allocation[] {
-    return [...this.#spaces.values()].flatMap(allocationsOf);
+    return this.#addressing.allocations();
   }
 
   /** What was dropped, by reason. */
@@ -270,7 +227,7 @@ export class State {
       case "member-left": {
         if (this.#members.twinAt() !== undefined) this.#conflictsStale = true;
         const gone = this.#members.leave(input.name);
-        if (gone !== undefined) this.#allocator.unreachable(gone, now);
+        if (gone !== undefined) this.#addressing.allocator.unreachable(gone, now);
         return;
       }
       case "user-message":
@@ -281,7 +238,7 @@ export class State {
         return this.#replication.greeted(input.name);
       case "stream-failed": {
         const id = this.#members.idOf(input.to);
-        if (id !== undefined) this.#allocator.unreachable(id, now);
+        if (id !== undefined) this.#addressing.allocator.unreachable(id, now);
         return;
       }
       case "wake":
@@ -302,14 +259,13 @@ export class State {
   }
 
   #start(name: string, seed: boolean, unixSeconds: number, now: Instant): void {
-    this.#started = { at: now, unixSeconds };
     const known = this.#definitions.node(this.#node);
     if (known?.removed !== true && known?.name !== name) {
       const availability = known?.availability ?? "active";
       const value: NodeDefinition = { id: this.#node, name: printable(name), availability, removed: false };
       this.#write(this.#definitions.write({ kind: "node", value }, this.#node, now), now);
     }
-    if (seed) this.#seedIngress([this.#node], now);
+    this.#addressing.start(seed, unixSeconds, now);
   }
 
   #memberJoined(
@@ -319,15 +275,14 @@ export class State {
     if (name === this.#memberName) return;
     const isNew = this.#members.nameOf(id) !== name;
     this.#members.join(name, id, printable(shown), now);
-    this.#takeoverStale = true;
+    this.#addressing.nodesChanged();
     if (id === this.#node || !isNew) return;
-    if (this.#spaces.get(INGRESS.id)?.ring === undefined) this.#seedAt ??= after(now, this.#config.seedMs);
+    this.#addressing.memberJoined(now);
     this.#replication.joined(id, compare);
   }
 
   #wake(now: Instant): void {
-    this.#allocator.wake(now);
-    if (this.#seedAt !== undefined && this.#seedAt <= now) this.#seedAmongMembers(now);
+    this.#addressing.wake(now);
     if (this.#expireAt <= now) {
       this.#expireAt = after(now, EXPIRE_MS);
       const expired = this.#definitions.expire(now);
@@ -339,23 +294,14 @@ export class State {
 
   /** What follows from any input: answers, takeovers, reports, gossip. */
   #settle(now: Instant): void {
-    if (this.#takeoverStale || (this.#takeover.nextWakeup() ?? Infinity) <= now) {
-      this.#takeoverStale = false;
-      this.#takeover.step(now);
-    }
-    for (const network of this.#inherited) {
-      this.#touched.add(network);
-      this.#allocator.retry(network, now);
-    }
-    this.#inherited.clear();
+    this.#addressing.takeOver(now);
     // A settled want may start others, which may settle at once: virtual IPs one by one, so this ends.
     for (;;) {
-      const settled = this.#allocator.takeSettled();
+      const settled = this.#addressing.allocator.takeSettled();
       if (settled.length === 0) break;
       for (const outcome of settled) this.#requests.settled(outcome, now);
     }
-    for (const network of this.#touched) this.#ringTouched(network, now);
-    this.#touched.clear();
+    this.#addressing.tell(now);
     if (this.#conflictsStale) this.#findConflicts(now);
     for (const conflict of this.#watch.takeDue(now)) this.#outbox.add({ type: "conflict", conflict });
     this.#replication.step(now);
@@ -397,16 +343,11 @@ export class State {
         return this.#replication.onPage(message, theirs, now);
       }
       case "ask":
-        return this.#allocator.onAsk(message, now);
       case "grant":
-        return this.#allocator.onGrant(message, now);
       case "refusal":
-        return this.#allocator.onRefusal(message, now);
       case "ring-query":
-        return this.#takeover.onQuery(message);
       case "ring-answer":
-        if (message.ring !== undefined) this.#learnRing(message.ring, now);
-        return this.#takeover.onAnswer(message, now);
+        return this.#addressing.receive(message, now);
       default:
         return unreachable(message);
     }
@@ -430,34 +371,8 @@ export class State {
     if (accepted.length > 0) this.#outbox.saveLazily();
     this.#applyChanges(changes, now);
     for (const ring of rings) {
-      if (this.#learnRing(ring, now) && pass !== "no")
+      if (this.#addressing.learn(ring, now) && pass !== "no")
         this.#replication.spread(ringKey(ring.network), now, pass);
-    }
-  }
-
-  /** Whether it was news. Rings of networks we do not know come again with the next digest. */
-  #learnRing(ring: Ring, now: Instant): boolean {
-    const space = this.#spaces.get(ring.network);
-    if (space === undefined) return false;
-    const learned = space.learn(ring);
-    switch (learned) {
-      case "misfit":
-        this.#count("ring does not fit its network");
-        return false;
-      case "same":
-        return false;
-      case "replaced":
-      case "merged":
-        this.#conflictsStale = true;
-        this.#takeoverStale = true;
-        this.#outbox.saveLazily();
-        this.#replication.set(ringKey(ring.network), space.ring?.hash);
-        this.#outbox.add({ type: "ring-changed", network: ring.network });
-        if (ring.network === INGRESS.id) this.#seedAt = undefined;
-        this.#allocator.retry(ring.network, now);
-        return true;
-      default:
-        return unreachable(learned);
     }
   }
 
@@ -476,20 +391,6 @@ export class State {
     return true;
   }
 
-  #release(network: NetworkId, address: IpAddr): void {
-    if (this.#spaces.get(network)?.release(ipv4ToNumber(address)) !== true) return;
-    this.#touched.add(network);
-    this.#outbox.saveFirst();
-    this.#conflictsStale = true;
-  }
-
-  #releaseHolder(holderId: string): void {
-    for (const network of this.#book.releaseHolder(holderId)) {
-      this.#touched.add(network);
-      this.#outbox.saveFirst();
-    }
-  }
-
   /** A local write: on disk before anybody hears of it. */
   #write(entry: Entry, now: Instant): void {
     const key = entryKey(entry.kind, entry.id);
@@ -502,7 +403,7 @@ export class State {
   #applyChanges(changes: readonly DefinitionChange[], now: Instant): void {
     if (changes.length === 0) return;
     this.#conflictsStale = true;
-    this.#takeoverStale = true;
+    this.#addressing.nodesChanged();
     this.#serviceList = undefined;
     this.#serviceViews = undefined;
     this.#networkViews = undefined;
@@ -511,70 +412,27 @@ export class State {
       if (kind === "network") this.#applyNetwork(id as NetworkId);
       if (kind !== "service") continue;
       const service = this.#definitions.service(id);
-      this.#book.setService(id, service);
+      this.#addressing.setService(id, service);
       // Only now: as long as the service lived, any write of it might still have named the address.
-      if (service === undefined) this.#releaseHolder(vipHolder(id as ServiceId, "").id);
+      if (service === undefined) this.#addressing.releaseHolder(vipHolder(id as ServiceId, "").id);
     }
     this.#outbox.add({ type: "definitions-changed", changes });
-    for (const { kind, id } of changes) if (kind === "network") this.#allocator.retry(id as NetworkId, now);
+    for (const { kind, id } of changes)
+      if (kind === "network") this.#addressing.allocator.retry(id as NetworkId, now);
   }
 
   #applyNetwork(id: NetworkId): void {
     const network = this.#definitions.network(id) ?? this.#externals.get(id);
-    const space = this.#spaces.get(id);
+    const space = this.#addressing.spaces.get(id);
     if (network !== undefined && space === undefined) this.#addSpace(network);
     if (network !== undefined || space === undefined || space.network.ingress) return;
-    this.#book.remove(id);
     this.#networkList = undefined;
-    this.#replication.set(ringKey(id), undefined);
-    this.#allocator.abandon(id);
+    this.#addressing.remove(id);
   }
 
   #addSpace(network: Network): void {
-    const space = this.#book.add(network);
     this.#networkList = undefined;
-    if (space.ring !== undefined) this.#replication.set(ringKey(network.id), space.ring.hash);
-  }
-
-  #ringTouched(network: NetworkId, now: Instant): void {
-    const ring = this.#spaces.get(network)?.ring;
-    const key = ringKey(network);
-    if (ring === undefined || this.#replication.hashOf(key) === ring.hash) return;
-    this.#conflictsStale = true;
-    this.#replication.set(key, ring.hash);
-    this.#replication.spread(key, now);
-    this.#outbox.add({ type: "ring-changed", network });
-  }
-
-  // Ingress
-
-  /**
-   * Among members without a ring the smallest node id seeds one, but only when every node it ever heard of is
-   * there: an absent one may know a ring. Should two clusters that never met do it, the older ring wins.
-   */
-  #seedAmongMembers(now: Instant): void {
-    const others = this.#members.ids();
-    this.#seedAt = undefined;
-    if (this.#spaces.get(INGRESS.id)?.ring !== undefined || others.length === 0) return;
-    const allThere = this.nodes().every(
-      ({ id, removed }) => removed || id === this.#node || others.includes(id),
-    );
-    if (allThere && others.every((id) => this.#node < id)) this.#seedIngress([this.#node, ...others], now);
-    else this.#seedAt = after(now, SEED_RETRY_MS);
-  }
-
-  #seedIngress(seeds: readonly NodeId[], now: Instant): void {
-    const space = this.#spaces.get(INGRESS.id);
-    const started = this.#started;
-    if (space === undefined || space.ring !== undefined || started === undefined) return;
-    const seeded = Math.floor(started.unixSeconds + elapsed(started.at, now) / 1000);
-    space.learn(
-      seedRing(INGRESS.id, space.range, seeds.slice(0, MAX_RING_SEEDS), { seeded, seeder: this.#node }),
-    );
-    this.#outbox.saveFirst();
-    this.#touched.add(INGRESS.id);
-    this.#seedAt = undefined;
-    this.#allocator.retry(INGRESS.id, now);
+    this.#addressing.add(network);
   }
 
   // Conflicts
@@ -603,7 +461,7 @@ export class State {
     const conflicts = [...this.#definitionConflicts];
     const blocked = this.#blocked(now);
     if (blocked !== undefined) conflicts.push(blocked);
-    conflicts.push(...this.#book.conflicts());
+    conflicts.push(...this.#addressing.conflicts());
     this.#watch.set(conflicts, now);
     this.#networkViews = undefined;
     this.#serviceViews = undefined;
@@ -612,7 +470,7 @@ export class State {
   // Below: what the above is made of
 
   #networks(): readonly Network[] {
-    return (this.#networkList ??= [...this.#spaces.values()]
+    return (this.#networkList ??= [...this.#addressing.spaces.values()]
       .map((space) => space.network)
       .sort(compareClaims));
   }
@@ -626,8 +484,8 @@ export class State {
   #item(key: string, now: Instant): Item | undefined {
     const entry = this.#definitions.entry(key, now);
     if (entry !== undefined) return { type: "entry", entry };
-    const ring = key.startsWith("ring/") ? this.#spaces.get(key.slice(5) as NetworkId)?.ring : undefined;
-    return ring && { type: "ring", ring: ring.ring };
+    const ring = this.#addressing.ringOfKey(key);
+    return ring && { type: "ring", ring };
   }
 
   #nameOf(id: NodeId): string {
@@ -649,13 +507,7 @@ export class State {
     for (const network of this.#externals.values()) this.#addSpace(network);
     for (const definition of this.#definitions.all())
       if (definition.kind === "network") this.#addSpace(definition.value);
-    this.#book.restore(snapshot.spaces, (service) => this.#definitions.service(service) !== undefined);
-    for (const [network, { ring }] of this.#spaces)
-      if (ring !== undefined) this.#replication.set(ringKey(network), ring.hash);
-    for (const service of this.#services()) this.#book.setService(service.id, service);
+    this.#addressing.restore(snapshot.spaces, (service) => this.#definitions.service(service) !== undefined);
+    for (const service of this.#services()) this.#addressing.setService(service.id, service);
   }
-}
-
-function ringKey(network: NetworkId): string {
-  return `ring/${network}`;
 }
