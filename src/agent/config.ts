@@ -15,6 +15,7 @@ import {
   type IpAddr,
   type SocketAddr,
 } from "../base/ip.ts";
+import { checkedSeed } from "./seeds.ts";
 
 /** What the daemon runs with: file and flags merged, checked and with every default filled in. */
 export interface Config {
@@ -28,6 +29,8 @@ export interface Config {
   readonly dataPathAddrs: readonly IpAddr[];
   readonly dataPathPort: number;
   readonly join: readonly string[];
+  /** Whoever is known by address alone is not spoken to. */
+  readonly requireNodeNames: boolean;
   /** 16, 24 or 32 bytes each; the first one seals. Empty: gossip is not encrypted. */
   readonly gossipKeys: readonly Uint8Array[];
   readonly keyringFile: string;
@@ -69,6 +72,7 @@ const settings = z.object({
   "data-path-addr": strings,
   "data-path-port": port,
   join: strings,
+  "require-node-names": z.boolean(),
   "gossip-key": strings,
   "keyring-file": z.string().min(1),
   profile: z.enum(["lan", "wan", "local"]),
@@ -133,7 +137,8 @@ export function commandLine(version: string): Command {
       repeat,
     )
     .option("--data-path-port <port>", "VXLAN's UDP port (default: 4789)", integer)
-    .option("--join <host[:port]>", "repeatable; retried for ever until one answers", repeat)
+    .option("--join <[node/]host[:port]>", "repeatable; retried for ever until one answers", repeat)
+    .option("--require-node-names", "joins must name the node, and pings their sender (default: no)")
     .option("--gossip-key <base64|hex>", "repeatable, 16/24/32 bytes, the first one seals", repeat)
     .option("--keyring-file <file>", "keys are kept here (default: DATA-DIR/keyring.json)")
     .addOption(new Option("--profile <profile>", "timing (default: lan)").choices(["lan", "wan", "local"]))
@@ -205,6 +210,7 @@ function parseSettings(values: Readonly<Record<string, unknown>>, where: string)
 
 function resolveConfig(given: Settings): Config {
   const gossipPort = given["gossip-port"] ?? 7946;
+  const requireNodeNames = given["require-node-names"] ?? false;
   const bindAddr = address("bind-addr", given["bind-addr"] ?? "0.0.0.0");
   const advertise = advertiseAddress(given["advertise-addr"], bindAddr, gossipPort);
   const dataPathAddrs = given["data-path-addr"]?.map((text) =>
@@ -222,9 +228,10 @@ function resolveConfig(given: Settings): Config {
     dataPathAddrs,
     dataPathPort: given["data-path-port"] ?? 4789,
     join: (given.join ?? []).map((text) => {
-      hostPort("join", text, gossipPort);
+      checkedSeed(text, gossipPort, requireNodeNames);
       return text;
     }),
+    requireNodeNames,
     gossipKeys: (given["gossip-key"] ?? []).map(parseGossipKey),
     keyringFile: given["keyring-file"] ?? `${dataDir}/keyring.json`,
     profile: given.profile ?? "lan",

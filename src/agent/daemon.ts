@@ -4,8 +4,9 @@ import { ZodError } from "zod";
 import { unreachable } from "../base/assert.ts";
 import { DecodeError, errorCode, errorText, NetError } from "../base/error.ts";
 import { nodeId, nodeName, randomBase36, randomHex } from "../base/id.ts";
-import { formatSocketAddr, ipToBytes, parseHostPort, type IpAddr, type SocketAddr } from "../base/ip.ts";
+import { formatSocketAddr, ipToBytes, type IpAddr, type SocketAddr } from "../base/ip.ts";
 import type { Random } from "../base/random.ts";
+import { parseSeed } from "../base/seed.ts";
 import type { Dataplane } from "../kernel/dataplane.ts";
 import { removeEngineTable } from "../kernel/engine-runner.ts";
 import { formatMissing, missingFeatures, probeFeatures, type FeatureName } from "../kernel/features.ts";
@@ -14,8 +15,7 @@ import { TapDataplane } from "../kernel/tap-dataplane.ts";
 import { type Underlay, underlayOf } from "../kernel/underlay.ts";
 import { VxlanDataplane } from "../kernel/vxlan-dataplane.ts";
 import { DEFAULT_LINK_KIND } from "../overlay/desired.ts";
-import { LAN, LOCAL, WAN } from "../swim/config.ts";
-import { resolveHost } from "../transport/gossip-transport.ts";
+import { LAN, LOCAL, swimConfig, WAN } from "../swim/config.ts";
 import { Agent } from "./agent.ts";
 import { makeDirectory, readIfPresent, writeAtomically } from "./atomic-file.ts";
 import { captureQuestion, CaptureSessions } from "./capture-sessions.ts";
@@ -44,6 +44,7 @@ import { PeersFile } from "./peers-file.ts";
 import { PortCheck } from "./port-check.ts";
 import { questionsOf } from "./questions.ts";
 import { Sandboxes } from "./sandboxes.ts";
+import { seedAddresses } from "./seeds.ts";
 import { Status } from "./status.ts";
 import { Store } from "./store.ts";
 import { SwarmMtu } from "./swarm-mtu.ts";
@@ -110,7 +111,9 @@ async function runLocked(
       address: { socket: config.advertise, bytes: ipToBytes(config.advertise.ip) },
       compat: config.compat,
       sealing: { keys, label: "", verifyIncoming: true, verifyOutgoing: true, encryptionVersion: 1 },
-      swim: { lan: LAN, wan: WAN, local: LOCAL }[config.profile],
+      swim: swimConfig({ lan: LAN, wan: WAN, local: LOCAL }[config.profile], {
+        requireNodeNames: config.requireNodeNames,
+      }),
       state: store.snapshot === undefined ? {} : { snapshot: store.snapshot.bytes },
       random,
     },
@@ -365,8 +368,7 @@ async function resolveSeeds(config: Config, log: Logger): Promise<SocketAddr[]> 
   const found: SocketAddr[] = [];
   for (const text of config.join) {
     try {
-      const { host, port } = parseHostPort(text, config.gossipPort);
-      for (const ip of await resolveHost(host)) found.push({ ip, port });
+      found.push(...(await seedAddresses(parseSeed(text, config.gossipPort))));
     } catch (error) {
       log.warn({}, `join ${text}: ${errorText(error)}`);
     }

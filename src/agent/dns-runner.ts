@@ -1,11 +1,9 @@
-import { readFileSync } from "node:fs";
 import { errorText, NetError } from "../base/error.ts";
 import type { NetworkId } from "../base/id.ts";
 import { type IpAddr, ipFromBytes } from "../base/ip.ts";
 import type { Random } from "../base/random.ts";
 import { after, elapsed, type Instant } from "../base/time.ts";
 import { Forwarder, type ForwarderEffect, type ForwarderInput } from "../dns/forwarder.ts";
-import { nameServers } from "../dns/resolv-conf.ts";
 import type { Asker, Transport } from "../dns/resolver.ts";
 import { Zone, type NamedEndpoint, type NamedService, type ServicePort } from "../dns/zone.ts";
 import { removeDnsRedirect } from "../kernel/dns-redirect.ts";
@@ -18,10 +16,10 @@ import { DnsUpstream } from "../transport/dns-server.ts";
 import type { DnsQuery } from "../wire/dns/message.ts";
 import { ENDPOINT_TABLE } from "../wire/networkdb/records.ts";
 import type { Agent, Dependent } from "./agent.ts";
+import { hostServers } from "./host-servers.ts";
 import { SandboxDns, type UpstreamAnswer } from "./sandbox-dns.ts";
 
 const CHECK_MS = 5_000;
-const RESOLV_CONF = "/etc/resolv.conf";
 /** A zone is rebuilt at most so often that this part of the time goes into it: rows may change all the time. */
 const REBUILD_SHARE = 0.1;
 
@@ -329,11 +327,3 @@ export function namedEndpoint(
 
 /** Virtual IPs outlive backends by far. */
 const VIP_TTL_FACTOR = 6;
-
-function hostServers(): string[] {
-  try {
-    return nameServers(readFileSync(RESOLV_CONF, "utf8"));
-  } catch {
-    return []; // a host without the file has no resolver
-  }
-}

@@ -2,13 +2,12 @@ import { readFileSync } from "node:fs";
 import { networkInterfaces } from "node:os";
 import { join } from "node:path";
 import { NetError } from "../base/error.ts";
-import { parseCidr, parseHostPort, parseIp, type Cidr, type SocketAddr } from "../base/ip.ts";
+import { parseCidr, parseIp, type Cidr, type SocketAddr } from "../base/ip.ts";
 import { Netns } from "../kernel/netns.ts";
 import type { NodePort } from "../mesh/claims.ts";
 import { namespaceName, VXLAN_LINK } from "../overlay/naming.ts";
 import { formatStep } from "../overlay/plan.ts";
 import { INGRESS } from "../state/ingress.ts";
-import { resolveHost } from "../transport/gossip-transport.ts";
 import type { Agent } from "./agent.ts";
 import type { LoopDelay } from "./loop-delay.ts";
 import type { PlanView, ParsedParams, Results } from "./control-protocol.ts";
@@ -19,6 +18,7 @@ import { hasCheck } from "./health-runner.ts";
 import type { Keys } from "./keys.ts";
 import { captureRemotely } from "./remote-capture.ts";
 import type { PortCheck } from "./port-check.ts";
+import { checkedSeed, seedAddresses } from "./seeds.ts";
 import type { Views } from "./views.ts";
 
 /** Parts that handlers need beside the agent. */
@@ -204,11 +204,8 @@ export function createHandlers(parts: HandlerParts): ControlHandlers {
     await Promise.all(
       addresses.map(async (text) => {
         try {
-          const { host, port } = parseHostPort(text, agent.config.gossipPort);
-          found.set(
-            text,
-            (await resolveHost(host)).map((ip) => ({ ip, port })),
-          );
+          const { gossipPort, requireNodeNames } = agent.config;
+          found.set(text, await seedAddresses(checkedSeed(text, gossipPort, requireNodeNames)));
         } catch (error) {
           failed.push({ address: text, reason: error instanceof Error ? error.message : String(error) });
         }

@@ -30,7 +30,7 @@ export class Answers {
   }
 
   ping(ping: Ping, from: SocketAddr, now: Instant): void {
-    if (!this.#namesUs(ping)) return;
+    if (!this.#namesUs(ping) || this.#context.isNameless(ping.sourceNode)) return;
     const to = sourceOf(ping, from);
     const place = formatSocketAddr(to);
     this.#context.send(to, place, { type: "ack", seqNo: ping.seqNo, payload: NO_PAYLOAD });

@@ -39,6 +39,8 @@ export interface SwimConfig {
   readonly handoffDepth: number;
   /** Addresses members may have and speak from; empty is any. Keeps strangers out of a flat network. */
   readonly allowedNetworks: readonly Cidr[];
+  /** Whoever asks for an answer and does not say its name gets none: nothing goes to whom only the address is known of. */
+  readonly requireNodeNames: boolean;
 
   /** Broadcasts waiting; above it those sent most often go first. Protects memory in a storm. */
   readonly maxBroadcasts: number;
@@ -98,6 +100,7 @@ export const LAN: SwimConfig = {
   udpBufferBytes: 1400,
   handoffDepth: 1024,
   allowedNetworks: [],
+  requireNodeNames: false,
 
   maxBroadcasts: 16_384,
   maxMembers: 65_536,

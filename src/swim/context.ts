@@ -83,6 +83,13 @@ export class Context {
     return effects;
   }
 
+  /** Whether a message to the node called so must not be sent. */
+  isNameless(name: string): boolean {
+    if (name !== "" || !this.config.requireNodeNames) return false;
+    this.count("send.nameless");
+    return true;
+  }
+
   count(name: string, by = 1): void {
     this.counters[name] = (this.counters[name] ?? 0) + by;
   }

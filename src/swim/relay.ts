@@ -25,6 +25,7 @@ export class Relay {
 
   request(request: IndirectPing, from: SocketAddr, now: Instant): void {
     const { config, self } = this.#context;
+    if (this.#context.isNameless(request.node) || this.#context.isNameless(request.sourceNode)) return;
     const target = socketAddr(request.target, request.port === 0 ? self.port : request.port);
     if (target === undefined || this.#pending.size >= config.maxPending) {
       this.#context.count("relay.refused");

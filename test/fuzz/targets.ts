@@ -7,7 +7,7 @@ import { decodeArp, encodeArp } from "../../src/wire/arp.ts";
 import { decodeEthernetHeader, encodeEthernetHeader } from "../../src/wire/ethernet.ts";
 import { decodeIpv4Header, encodeIpv4Header } from "../../src/wire/ipv4.ts";
 import { lzwCompress, lzwDecompress } from "../../src/wire/lzw.ts";
-import { decodeDnsQuery, dnsTimes } from "../../src/wire/dns/message.ts";
+import { addressesOf, decodeDnsQuery, DNS_TYPE, dnsTimes } from "../../src/wire/dns/message.ts";
 import { decodeMessage, encodeMessage } from "../../src/wire/memberlist/message.ts";
 import { decodePacket } from "../../src/wire/memberlist/packet.ts";
 import { UNSEALED, type Sealing } from "../../src/wire/memberlist/seal.ts";
@@ -212,7 +212,7 @@ export const FUZZ_TARGETS: readonly FuzzTarget[] = [
           "0a000105c00c00060001000000050018026e73c00c00000000010000003c0000003c0000003c00000005",
       ),
     ],
-    decode: dnsTimes,
+    decode: (bytes) => ({ times: dnsTimes(bytes), addresses: addressesOf(bytes, 0x1267, DNS_TYPE.a) }),
   }),
   frame("VXLAN header", "0800000000100100", decodeVxlanHeader, encodeVxlanHeader),
   ...KERNEL_TARGETS,

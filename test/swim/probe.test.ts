@@ -246,3 +246,29 @@ test("a verdict that confirmations make overdue is no stall of ours", () => {
   assert.equal(node.swim.counters["stall.count"], undefined);
   assert.equal(node.swim.member("n1")?.state, "dead");
 });
+
+test("where node names are required, who does not say its own is not answered, and relays for nobody", () => {
+  const node = new LoneNode({ requireNodeNames: true });
+  node.meet(3);
+  const ping = { type: "ping", seqNo: 7, node: "n0", sourcePort: 7946 } as const;
+  const sourceAddr = ipToBytes(addressOf(9).ip);
+  const acks = (sourceNode: string): number =>
+    sent(node.hear(9, { ...ping, sourceAddr, sourceNode })).filter(({ to }) => to === addressOf(9).ip).length;
+  assert.equal(acks(""), 0);
+  assert.equal(acks("n9"), 1);
+  const request = { type: "indirect-ping", seqNo: 8, port: 7946, nack: true, sourcePort: 7946 } as const;
+  const pings = (target: string, sourceNode: string): number =>
+    sent(
+      node.hear(9, {
+        ...request,
+        target: ipToBytes(addressOf(1).ip),
+        node: target,
+        sourceAddr,
+        sourceNode,
+      }),
+    ).filter(({ to, messages }) => to === addressOf(1).ip && messages[0]?.type === "ping").length;
+  assert.equal(pings("", "n9"), 0);
+  assert.equal(pings("n1", ""), 0);
+  assert.equal(pings("n1", "n9"), 1);
+  assert.equal(node.swim.counters["send.nameless"], 3);
+});

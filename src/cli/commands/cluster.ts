@@ -74,7 +74,7 @@ export function addClusterCommands(program: Command): void {
   program
     .command("join")
     .description("join the swarm through any of its members")
-    .argument("<host[:port]...>")
+    .argument("<[node/]host[:port]...>")
     .addHelpText("after", "\nExample:\n  netctl join 192.168.1.104")
     .action(async (addresses: string[], _options, command: Command) => {
       const context = contextOf(command);

@@ -67,6 +67,37 @@ export interface Edns {
   readonly options: boolean;
 }
 
+/** A question to a resolver. @throws DecodeError when `name` is no host name */
+export function encodeDnsQuery(id: number, name: string, type: number): Uint8Array {
+  const out = new ByteWriter(64);
+  out.u16(id).u16(FLAG.recursionDesired).u16(1).u16(0).u16(0).u16(0);
+  return out.write(encodeDnsName(name)).u16(type).u16(DNS_CLASS.internet).finish();
+}
+
+/** Data of the records of `type`, A or AAAA, in the answer to question `id`: 4 or 16 bytes each. @throws DecodeError */
+export function addressesOf(answer: Uint8Array, id: number, type: number): Uint8Array[] {
+  const input = new ByteReader(answer, FORMAT);
+  if (input.u16() !== id) input.fail("answers another question");
+  if ((input.u16() & FLAG.response) === 0) input.fail("no answer");
+  const questions = input.u16();
+  const records = input.u16();
+  input.skip(4);
+  for (let i = 0; i < questions; i++) {
+    skipName(input);
+    input.skip(4);
+  }
+  const wanted = type === DNS_TYPE.a ? 4 : 16;
+  const found: Uint8Array[] = [];
+  for (let i = 0; i < records; i++) {
+    skipName(input);
+    const recordType = input.u16();
+    input.skip(6);
+    const data = input.take(input.u16());
+    if (recordType === type && data.length === wanted) found.push(data);
+  }
+  return found;
+}
+
 /** Whether the message is an answer: a server must not react to one, or two of them would never stop. */
 export function isDnsResponse(bytes: Uint8Array): boolean {
   return ((bytes[2] ?? 0) & 0x80) !== 0;
