@@ -3,13 +3,13 @@
  *
  * The kernel's map holds, per service, a sparse table of `positions`, twice to eight times as many as there
  * are backends, in which every backend owns exactly one. A flow probes: it hashes to a position, and when that
- * one is empty hashes again with the next seed, up to `PROBES` times; then the `spare` slots decide, dealt as
+ * one is empty hashes again with the next seed, up to `PROBES` times; then the spare slots decide, dealt as
  * Maglev deals (Eisenbud et al., NSDI 2016, §3.4). Every probe is uniform over the owned positions, so shares
  * are equal, and a new backend takes over only the flows that find its position: one in n + 1.
  *
  * Why not Maglev's table alone, one lookup per flow: it must be large to be steady. With 61 slots the eleventh
- * backend moved 21 % of all flows, with 251 slots 15 %; this moves 10 % with 17 elements. Elements are what
- * loading, memory and changing cost (1 µs each): 10,000 services of 10 backends are 170,000 of them, not 610,000.
+ * backend moved 21 % of all flows, with 251 slots 15 %; this moves 10 % with 11 elements. Elements are what
+ * loading, memory and changing cost (2 µs each): 10,000 services of 10 backends are 110,000 of them, not 610,000.
  * The probes, three on average for ten backends, cost a new flow less than a microsecond.
  */
 
@@ -19,7 +19,10 @@ export interface ChoiceClass {
   readonly backends: number;
   /** Slots 0 … positions − 1 are probed. A power of two. */
   readonly positions: number;
-  /** Slots positions … positions + spare − 1 are the last resort. A prime, or 0 when no probe can miss. */
+  /**
+   * Slots positions … positions + spare − 1 are the last resort, those of them that are dealt (`spareSlots`). A prime,
+   * or 0 when no probe can miss.
+   */
   readonly spare: number;
 }
 
@@ -45,12 +48,27 @@ export function choiceClass(count: number): number {
   return index < 0 ? CHOICE_CLASSES.length - 1 : index;
 }
 
+/** How much more than its share the owner of a lone spare slot may get. */
+const OVERLOAD_MAX = 0.05;
+
+/**
+ * How many spare slots a service with `count` backends needs: one, when so few flows come to it that its owner does not
+ * notice (2.2 % more than its share where there are ten); else all.
+ */
+export function spareSlots(count: number): number {
+  const { positions, spare } = CHOICE_CLASSES[choiceClass(count)] as ChoiceClass;
+  if (spare === 0) return 0;
+  const missed = (1 - count / positions) ** PROBES;
+  return missed * (count - 1) <= OVERLOAD_MAX ? 1 : spare;
+}
+
 /**
  * Who owns each slot, as an index into `names` (distinct; their order does not matter beyond that); -1 where nobody
  * does. `seed` makes services differ from each other.
  */
 export function slotOwners(names: readonly string[], seed: string): Int16Array {
-  const { positions, spare } = CHOICE_CLASSES[choiceClass(names.length)] as ChoiceClass;
+  const { positions } = CHOICE_CLASSES[choiceClass(names.length)] as ChoiceClass;
+  const spare = spareSlots(Math.min(names.length, BACKENDS_MAX));
   // One hash of each name, from which all its numbers are drawn: hashing is most of the work.
   const prefix = continueHash(HASH_START, `${seed}/`);
   const hashes = Uint32Array.from(names, (name) => mix(continueHash(prefix, name)));
@@ -78,7 +96,7 @@ export function slotOwners(names: readonly string[], seed: string): Int16Array {
 }
 
 /**
- * Maglev's table: which of `hashes` (ascending, one per backend) owns each of `size` slots (a prime, or 0).
+ * Maglev's table: which of `hashes` (ascending, one per backend) owns each of `size` slots (a prime, 1 or 0).
  * Each gets ⌊size/n⌋ or ⌈size/n⌉ of them.
  */
 export function maglevTable(hashes: readonly number[], size: number): Uint16Array {

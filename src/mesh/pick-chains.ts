@@ -59,7 +59,8 @@ export function pickChains(prefix: string, key: string, maps: string): PickChain
       // With one position the first probe cannot miss.
       for (let attempt = 0; attempt < (positions === 1 ? 1 : PROBES); attempt++)
         rules.push(probe(positions, attempt, 0));
-      if (spare > 0) rules.push(probe(spare, PROBES, positions));
+      // The first spare slot may be the only one. (nft 1.0.6 takes no constant there.)
+      if (spare > 0) rules.push(probe(spare, PROBES, positions), probe(1, PROBES, positions));
       chains.push({ name: `${prefix}-${positions}${affinity === "none" ? "" : "-client"}`, rules });
     }
   }

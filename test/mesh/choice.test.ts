@@ -1,7 +1,14 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import fc from "fast-check";
-import { CHOICE_CLASSES, choiceClass, maglevTable, PROBES, slotOwners } from "../../src/mesh/choice.ts";
+import {
+  CHOICE_CLASSES,
+  choiceClass,
+  maglevTable,
+  PROBES,
+  slotOwners,
+  spareSlots,
+} from "../../src/mesh/choice.ts";
 import { randomInt, seededRandom } from "../../src/base/random.ts";
 
 const backendNames = fc.uniqueArray(fc.string({ minLength: 4, maxLength: 12 }), {
@@ -9,15 +16,15 @@ const backendNames = fc.uniqueArray(fc.string({ minLength: 4, maxLength: 12 }), 
   maxLength: 80,
 });
 
-test("every backend owns one position, every spare slot has an owner, and order does not matter", () => {
+test("every backend owns one position, every spare slot needed has an owner, and order does not matter", () => {
   fc.assert(
     fc.property(backendNames, fc.string(), (names, seed) => {
-      const { positions, spare } = CHOICE_CLASSES[choiceClass(names.length)] ?? assert.fail();
+      const { positions } = CHOICE_CLASSES[choiceClass(names.length)] ?? assert.fail();
       const slots = ownedSlots(names, seed);
       const probed = slots.filter(({ slot }) => slot < positions);
       assert.deepEqual(new Set(probed.map(({ owner }) => owner)).size, names.length);
       assert.equal(probed.length, names.length);
-      assert.equal(slots.length - probed.length, spare);
+      assert.equal(slots.length - probed.length, spareSlots(names.length));
       const reversed = [...names].reverse();
       const byName = (of: readonly string[]) =>
         ownedSlots(of, seed).map(({ slot, owner }) => `${slot} ${of[owner]}`);
@@ -60,6 +67,26 @@ test("adding one of ten backends moves about a tenth of the flows, and shares ar
     assert.ok(Math.abs(share / flows - 0.1) < 0.02, `share ${share / flows}`);
 });
 
+test("shares are equal for any number of backends", () => {
+  for (const count of [2, 3, 5, 8, 9, 16, 17, 43, 44, 64]) {
+    const shares = new Map<number, number>();
+    const services = 40;
+    for (let service = 0; service < services; service++) {
+      // The share of each rank: whom a lone spare slot makes the favourite is another endpoint in each service.
+      const names = Array.from({ length: count }, (_, index) => `endpoint-${service}-${index}`);
+      const choose = chooser(names, "service");
+      const last = slotOwners(names, "service").at(CHOICE_CLASSES[choiceClass(count)]?.positions ?? 0) ?? 0;
+      for (let flow = 0; flow < 2_000; flow++) {
+        const rank = (choose(flow + 10_000 * service) - last + count) % count;
+        shares.set(rank, (shares.get(rank) ?? 0) + 1);
+      }
+    }
+    const fair = (services * 2_000) / count;
+    for (const [rank, share] of shares)
+      assert.ok(Math.abs(share / fair - 1) < 0.15, `${count} backends: ${rank} has ${share} for ${fair}`);
+  }
+});
+
 /** The slots that somebody owns, ascending. */
 function ownedSlots(
   names: readonly string[],
@@ -80,6 +107,6 @@ function chooser(names: readonly string[], seed: string): (flow: number) => numb
       const owner = owners.get(randomInt(random, positions));
       if (owner !== undefined) return owner;
     }
-    return owners.get(positions + randomInt(random, spare)) ?? assert.fail();
+    return owners.get(positions + randomInt(random, spare)) ?? owners.get(positions) ?? assert.fail();
   };
 }

@@ -13,7 +13,7 @@ import { canMakeNamespaces, makeService, MeshLab, runIn } from "./lab.ts";
 const SERVICES = 300;
 const BACKENDS = 10;
 /** Of a service with so many backends. */
-const SLOTS = 17;
+const SLOTS = 11;
 
 const name =
   "after a load so large that nobody listens meanwhile, changes by another hand are heard and mended";
