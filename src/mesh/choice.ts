@@ -71,13 +71,13 @@ export function slotOwners(names: readonly string[], seed: string): Int16Array {
   const spare = spareSlots(Math.min(names.length, BACKENDS_MAX));
   // One hash of each name, from which all its numbers are drawn: hashing is most of the work.
   const prefix = continueHash(HASH_START, `${seed}/`);
-  const hashes = Uint32Array.from(names, (name) => mix(continueHash(prefix, name)));
+  const hashes = names.map((name) => mix(continueHash(prefix, name)));
   // A ranking by hash decides who comes first to a contended position, whatever order the caller has.
   const ranked = names.map((_, index) => index);
   ranked.sort(
     (a, b) => (hashes[a] ?? 0) - (hashes[b] ?? 0) || ((names[a] ?? "") < (names[b] ?? "") ? -1 : 1),
   );
-  ranked.length = Math.min(ranked.length, BACKENDS_MAX);
+  if (ranked.length > BACKENDS_MAX) ranked.length = BACKENDS_MAX;
   const owners = new Int16Array(positions + spare).fill(-1);
   for (const owner of ranked) {
     const hash = hashes[owner] ?? 0;
@@ -87,6 +87,9 @@ export function slotOwners(names: readonly string[], seed: string): Int16Array {
     while (owners[slot] !== -1) slot = (slot + skip) % positions;
     owners[slot] = owner;
   }
+  // Of a table with one slot nothing is dealt: the first has it.
+  if (spare === 1) owners[positions] = ranked[0] ?? 0;
+  if (spare <= 1) return owners;
   const table = maglevTable(
     ranked.map((owner) => hashes[owner] ?? 0),
     spare,
@@ -96,12 +99,12 @@ export function slotOwners(names: readonly string[], seed: string): Int16Array {
 }
 
 /**
- * Maglev's table: which of `hashes` (ascending, one per backend) owns each of `size` slots (a prime, 1 or 0).
+ * Maglev's table: which of `hashes` (ascending, one per backend) owns each of `size` slots (a prime).
  * Each gets ⌊size/n⌋ or ⌈size/n⌉ of them.
  */
 export function maglevTable(hashes: readonly number[], size: number): Uint16Array {
   const owners = new Uint16Array(size);
-  if (hashes.length <= 1 || size < 2) return owners;
+  if (hashes.length <= 1) return owners;
   const next = hashes.map((hash) => draw(hash, 3) % size);
   const skip = hashes.map((hash) => (draw(hash, 4) % (size - 1)) + 1);
   const taken = new Uint8Array(size);

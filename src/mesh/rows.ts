@@ -14,7 +14,7 @@ import { type Block, compareKeys, rowLength, type SetDefinition, sortRows } from
 /** `words` are rows one after the other in any order; of a key given twice the last counts. */
 export function block(set: SetDefinition, words: readonly number[]): Block {
   const { key, total } = rowLength(set);
-  const rows = sortRows(set, Uint32Array.from(words));
+  const rows = sortRows(set, new Uint32Array(words));
   let kept = 0;
   for (let at = 0; at < rows.length; at += total) {
     if (kept > 0 && compareKeys(rows, kept - total, rows, at, key) === 0) kept -= total;

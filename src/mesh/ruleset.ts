@@ -173,11 +173,11 @@ export function flatten(ruleset: Ruleset): ReadonlyMap<string, Uint32Array> {
 /** The same rows in ascending order of their keys. */
 export function sortRows(set: SetDefinition, rows: Uint32Array): Uint32Array {
   const { key, total } = rowLength(set);
-  const order = Uint32Array.from({ length: rows.length / total }, (_, index) => index * total);
   let sorted = true;
-  for (let i = 1; i < order.length && sorted; i++)
-    sorted = compareKeys(rows, order[i - 1] ?? 0, rows, order[i] ?? 0, key) < 0;
+  for (let at = total; at < rows.length && sorted; at += total)
+    sorted = compareKeys(rows, at - total, rows, at, key) < 0;
   if (sorted) return rows;
+  const order = Uint32Array.from({ length: rows.length / total }, (_, index) => index * total);
   order.sort((a, b) => compareKeys(rows, a, rows, b, key));
   const out = new Uint32Array(rows.length);
   order.forEach((at, index) => out.set(rows.subarray(at, at + total), index * total));

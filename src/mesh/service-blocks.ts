@@ -3,7 +3,7 @@ import { assert } from "../base/assert.ts";
 import type { EndpointId, NetworkId } from "../base/id.ts";
 import { type IpAddr, ipv4ToNumber, isIpv4 } from "../base/ip.ts";
 import { BACKENDS_MAX, choiceClass, slotOwners } from "./choice.ts";
-import { nodePort, type NodePort } from "./claims.ts";
+import { type NodePort } from "./claims.ts";
 import type { FlowGroup, HostFlow, VipFlow } from "./flows.ts";
 import { ADDRESS_PORTS, ADDRESS_SLOTS, PORTS, SLOTS } from "./host-rules.ts";
 import type { Backend, PublishedPort, Service, VirtualIp } from "./input.ts";
@@ -15,7 +15,7 @@ import { VIP_SLOTS, VIPS } from "./sandbox-rules.ts";
 /** A published port with at least one backend on this node: IPv4 is translated, IPv6 relayed. */
 export interface ServedPort extends NodePort {
   readonly affinity: Service["affinity"];
-  /** Where the relay connects to: ingress addresses and target ports. */
+  /** Where the relay connects to: ingress addresses and target ports. Made at each look. */
   readonly backends: readonly { readonly endpoint: EndpointId; readonly ip: IpAddr; readonly port: number }[];
 }
 
@@ -95,21 +95,24 @@ export function serviceBlocks(
       port.mode === "ingress" ? usable : usableBackends(reachable.filter(({ local }) => local));
     // A host port is published where a backend runs and nowhere else.
     if (port.mode === "host" && backends.length === 0) continue;
-    if (backends.length > 0) served.push(servedPort(service, port, backends));
-    const { address } = port;
+    if (backends.length > 0) served.push(new ServicePort(service.affinity, port, backends));
+    const { address, published } = port;
     if (address !== undefined && !isIpv4(address)) continue;
     const protocol = PROTOCOL_NUMBERS[port.protocol];
-    const key = [...(address === undefined ? [] : [ipv4ToNumber(address)]), protocol, port.published];
-    into(address === undefined ? PORTS : ADDRESS_PORTS).push(
-      ...key,
-      pickIndex(backends.length, service.affinity),
-    );
+    const at = address === undefined ? undefined : ipv4ToNumber(address);
+    const chosen = into(at === undefined ? PORTS : ADDRESS_PORTS);
+    if (at !== undefined) chosen.push(at);
+    chosen.push(protocol, published, pickIndex(backends.length, service.affinity));
     if (backends.length === 0) continue;
-    const slots = into(slotMapFor(address === undefined ? SLOTS : ADDRESS_SLOTS, backends.length));
+    const slots = into(slotMapFor(at === undefined ? SLOTS : ADDRESS_SLOTS, backends.length));
     const addresses = backends.map(({ ingressIp }) => ipv4ToNumber(ingressIp));
-    ownersOf(backends).forEach((owner, slot) => {
-      if (owner !== -1) slots.push(...key, slot, addresses[owner] ?? 0, port.target);
-    });
+    const owners = ownersOf(backends);
+    for (let slot = 0; slot < owners.length; slot++) {
+      const owner = owners[slot] as number;
+      if (owner === -1) continue;
+      if (at !== undefined) slots.push(at);
+      slots.push(protocol, published, slot, addresses[owner] as number, port.target);
+    }
     backends.forEach(({ capable }, index) => {
       if (!keepClient || !capable) masked.push(addresses[index] ?? 0, protocol, port.target);
     });
@@ -264,14 +267,33 @@ function isReachable(backend: Backend): backend is ReachableBackend {
   return backend.ingressIp !== undefined;
 }
 
-function servedPort(
-  service: Service,
-  port: PublishedPort,
-  backends: readonly ReachableBackend[],
-): ServedPort {
-  return {
-    ...nodePort(port),
-    affinity: service.affinity,
-    backends: backends.map(({ endpoint, ingressIp }) => ({ endpoint, ip: ingressIp, port: port.target })),
-  };
+/** Its list is made when a client comes over IPv6: for most ports never. */
+class ServicePort implements ServedPort {
+  readonly affinity: Service["affinity"];
+  readonly protocol: NodePort["protocol"];
+  readonly port: number;
+  readonly address?: IpAddr;
+  readonly #target: number;
+  readonly #backends: readonly ReachableBackend[];
+
+  constructor(
+    affinity: Service["affinity"],
+    { protocol, published, target, address }: PublishedPort,
+    backends: readonly ReachableBackend[],
+  ) {
+    this.affinity = affinity;
+    this.protocol = protocol;
+    this.port = published;
+    if (address !== undefined) this.address = address;
+    this.#target = target;
+    this.#backends = backends;
+  }
+
+  get backends(): ServedPort["backends"] {
+    return this.#backends.map(({ endpoint, ingressIp }) => ({
+      endpoint,
+      ip: ingressIp,
+      port: this.#target,
+    }));
+  }
 }
