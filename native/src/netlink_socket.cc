@@ -154,22 +154,11 @@ Napi::Value NetlinkSocket::ListenAllNamespaces(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value NetlinkSocket::Watch(const Napi::CallbackInfo& info) {
-  Napi::Env env = info.Env();
-  if (info.Length() != 1 || !info[0].IsFunction()) return ThrowArgumentError(env, "watch(callback)");
-  if (!fd_.valid()) return ThrowSyscallError(env, EBADF, "watch", kObject);
-  if (watch_.active()) return ThrowArgumentError(env, "watch: already watched");
-  if (const int error = watch_.Start(env, fd_.get(), info[0].As<Napi::Function>()); error != 0)
-    return ThrowSyscallError(env, error, "watch", kObject);
-  Ref();  // a watched socket is not garbage
-  return env.Undefined();
+  return watch_.Watch(info, *this, fd_, kObject);
 }
 
 Napi::Value NetlinkSocket::Close(const Napi::CallbackInfo& info) {
-  if (watch_.active()) {
-    watch_.Stop();
-    Unref();
-  }
-  fd_.reset();
+  watch_.Close(*this, fd_);
   return info.Env().Undefined();
 }
 

@@ -2,7 +2,29 @@
 
 #include <cerrno>
 
+#include "syscall_error.h"
+
 namespace netagent {
+
+Napi::Value ReadableWatch::Watch(const Napi::CallbackInfo& info, Napi::Reference<Napi::Object>& owner,
+                                 const UniqueFd& fd, const char* name) {
+  Napi::Env env = info.Env();
+  if (info.Length() != 1 || !info[0].IsFunction()) return ThrowArgumentError(env, "watch(callback)");
+  if (!fd.valid()) return ThrowSyscallError(env, EBADF, "watch", name);
+  if (poll_ != nullptr) return ThrowArgumentError(env, "watch: already watched");
+  if (const int error = Start(env, fd.get(), info[0].As<Napi::Function>()); error != 0)
+    return ThrowSyscallError(env, error, "watch", name);
+  owner.Ref();
+  return env.Undefined();
+}
+
+void ReadableWatch::Close(Napi::Reference<Napi::Object>& owner, UniqueFd& fd) {
+  if (poll_ != nullptr) {
+    Stop();
+    owner.Unref();
+  }
+  fd.reset();
+}
 
 int ReadableWatch::Start(Napi::Env env, int fd, Napi::Function callback) {
   uv_loop_t* loop = nullptr;

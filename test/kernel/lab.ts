@@ -22,6 +22,7 @@ import type { AppliedStep, Dataplane } from "../../src/kernel/dataplane.ts";
 import { IPROUTE_NETNS_DIRECTORY, Netns } from "../../src/kernel/netns.ts";
 import { TapDataplane } from "../../src/kernel/tap-dataplane.ts";
 import { VxlanDataplane } from "../../src/kernel/vxlan-dataplane.ts";
+import { BLUE } from "../overlay/blue.ts";
 
 let counter = 0;
 
@@ -193,15 +194,10 @@ export function pings(namespace: string, address: string, ...options: readonly s
 
 export function testNetwork(options: { id?: string; vni?: number; vtep?: string } = {}): OverlayNetwork {
   return {
-    id: networkId(options.id ?? "u1xkq0zj5t3c9w8e7r6y5t4u3"),
-    name: "blue",
-    vni: vni(options.vni ?? 4097),
-    subnet: parseCidr("10.0.9.0/24"),
-    gateway: parseIp("10.0.9.1"),
+    ...BLUE,
+    id: options.id === undefined ? BLUE.id : networkId(options.id),
+    vni: vni(options.vni ?? BLUE.vni),
     mtu: overlayMtu(1500, parseIp(options.vtep ?? "192.0.2.1")),
-    dataPathPort: 4789,
-    internal: false,
-    encrypted: false,
   };
 }
 

@@ -1,8 +1,8 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import fc from "fast-check";
-import { endpointId, networkId, vni } from "../../src/base/id.ts";
-import { parseCidr, parseIp } from "../../src/base/ip.ts";
+import { endpointId, networkId } from "../../src/base/id.ts";
+import { parseIp } from "../../src/base/ip.ts";
 import { macFromIpv4, parseMac } from "../../src/base/mac.ts";
 import {
   type DesiredInput,
@@ -18,8 +18,9 @@ import {
   namespaceName,
   networkOfNamespace,
 } from "../../src/overlay/naming.ts";
+import { BLUE } from "./blue.ts";
 
-const ID = networkId("u1xkq0zj5t3c9w8e7r6y5t4u3");
+const ID = BLUE.id;
 
 test("a network without local endpoints has nothing in the kernel", () => {
   const desired = desiredOverlay(input({ endpoints: [], peers: [row("10.0.9.7")] }));
@@ -171,17 +172,7 @@ test("names are found back, and only ours", () => {
 
 function input(parts: { endpoints?: readonly LocalEndpoint[]; peers: Iterable<RemotePeer> }): DesiredInput {
   return {
-    network: {
-      id: ID,
-      name: "blue",
-      vni: vni(4097),
-      subnet: parseCidr("10.0.9.0/24"),
-      gateway: parseIp("10.0.9.1"),
-      mtu: 1450,
-      dataPathPort: 4789,
-      internal: false,
-      encrypted: false,
-    },
+    network: BLUE,
     linkKind: "macvlan",
     vtep: parseIp("192.0.2.1"),
     ownVteps: [parseIp("192.0.2.1"), parseIp("198.51.100.1")],

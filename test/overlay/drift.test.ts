@@ -1,14 +1,15 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { endpointId, networkId, vni } from "../../src/base/id.ts";
-import { parseCidr, parseIp } from "../../src/base/ip.ts";
+import { endpointId } from "../../src/base/id.ts";
+import { parseIp } from "../../src/base/ip.ts";
 import { macFromIpv4, parseMac } from "../../src/base/mac.ts";
 import { desiredOverlay, type DesiredOverlay } from "../../src/overlay/desired.ts";
 import { describeDrift } from "../../src/overlay/drift.ts";
 import { type ActualEndpoint, type ActualOverlay, planOverlay } from "../../src/overlay/plan.ts";
+import { BLUE } from "./blue.ts";
 import { applyToModel, emptyActual } from "./model.ts";
 
-const NETWORK = networkId("u1x7d7qzbs3cqvn8k3yl0bcd5");
+const NETWORK = BLUE.id;
 const REMOTE = { ip: parseIp("10.0.9.7"), mac: macFromIpv4(parseIp("10.0.9.7")) };
 
 test("each fault is told by what was found, and by the one step that mends it", () => {
@@ -57,17 +58,7 @@ test("each fault is told by what was found, and by the one step that mends it", 
 
 function oneEach(): DesiredOverlay {
   return desiredOverlay({
-    network: {
-      id: NETWORK,
-      name: "blue",
-      vni: vni(4097),
-      subnet: parseCidr("10.0.9.0/24"),
-      gateway: parseIp("10.0.9.1"),
-      mtu: 1450,
-      dataPathPort: 4789,
-      internal: false,
-      encrypted: false,
-    },
+    network: BLUE,
     linkKind: "macvlan",
     vtep: parseIp("192.0.2.1"),
     ownVteps: [parseIp("192.0.2.1")],

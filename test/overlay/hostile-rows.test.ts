@@ -2,14 +2,15 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import fc from "fast-check";
-import { endpointId, networkId, nodeName, vni, type EndpointId } from "../../src/base/id.ts";
-import { type IpAddr, parseCidr, parseIp } from "../../src/base/ip.ts";
+import { endpointId, networkId, nodeName, type EndpointId } from "../../src/base/id.ts";
+import { type IpAddr, parseIp } from "../../src/base/ip.ts";
 import { isMulticastMac, macFromIpv4, parseMac } from "../../src/base/mac.ts";
 import { type DesiredInput, desiredOverlay, type RemotePeer } from "../../src/overlay/desired.ts";
 import { planOverlay } from "../../src/overlay/plan.ts";
 import { remotePeers } from "../../src/overlay/rows.ts";
 import type { RowView } from "../../src/networkdb/networkdb.ts";
 import { encodePeerRecord } from "../../src/wire/networkdb/records.ts";
+import { BLUE } from "./blue.ts";
 import { applyToModel, emptyActual } from "./model.ts";
 
 const OWN_VTEPS = ["192.0.2.1", "198.51.100.1"].map(parseIp);
@@ -141,25 +142,14 @@ function mayBeAt(owner: RemotePeer["owner"], vtep: IpAddr): boolean {
 }
 
 function input(peers: readonly RemotePeer[]): DesiredInput {
-  const id = networkId("u1xkq0zj5t3c9w8e7r6y5t4u3");
   return {
-    network: {
-      id,
-      name: "blue",
-      vni: vni(4097),
-      subnet: parseCidr("10.0.9.0/24"),
-      gateway: parseIp("10.0.9.1"),
-      mtu: 1450,
-      dataPathPort: 4789,
-      internal: false,
-      encrypted: false,
-    },
+    network: BLUE,
     linkKind: "macvlan",
     vtep: parseIp("192.0.2.1"),
     ownVteps: OWN_VTEPS,
     endpoints: LOCAL.map((ip, index) => ({
       id: endpointId(`${index}`.repeat(64)),
-      network: id,
+      network: BLUE.id,
       ip,
       prefixLength: 24,
       mac: macFromIpv4(ip),

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import fc from "fast-check";
-import { endpointId, networkId, vni } from "../../src/base/id.ts";
+import { endpointId, vni } from "../../src/base/id.ts";
 import { type IpAddr, parseCidr, parseIp } from "../../src/base/ip.ts";
 import { type MacAddr, macFromIpv4 } from "../../src/base/mac.ts";
 import {
@@ -12,9 +12,10 @@ import {
   type RemotePeer,
 } from "../../src/overlay/desired.ts";
 import { type ActualOverlay, formatStep, planOverlay } from "../../src/overlay/plan.ts";
+import { BLUE } from "./blue.ts";
 import { applyToModel, emptyActual, withSandboxes } from "./model.ts";
 
-const ID = networkId("u1xkq0zj5t3c9w8e7r6y5t4u3");
+const ID = BLUE.id;
 
 test("applying a plan to nothing gives what is desired, and the next plan is empty", () => {
   fc.assert(
@@ -156,17 +157,7 @@ function desiredWith(parts: {
 }): DesiredOverlay {
   const vtep = parseIp(parts.vtep ?? "192.0.2.1");
   return desiredOverlay({
-    network: {
-      id: ID,
-      name: "blue",
-      vni: vni(parts.vni ?? 4097),
-      subnet: parseCidr("10.0.9.0/24"),
-      gateway: ipOf(1),
-      mtu: parts.mtu ?? 1450,
-      dataPathPort: 4789,
-      internal: false,
-      encrypted: false,
-    },
+    network: { ...BLUE, vni: vni(parts.vni ?? BLUE.vni), mtu: parts.mtu ?? BLUE.mtu },
     linkKind: parts.linkKind ?? "macvlan",
     vtep,
     ownVteps: [vtep],
