@@ -41,6 +41,7 @@ export async function programmingFigures(lab: Lab, variant: string): Promise<Fig
     beforeDevice: () => Promise.resolve(),
     now: () => instant(performance.now()),
     onRepair: () => undefined,
+    onStanding: () => undefined,
     onFailure: (_network, error) => console.error(error.message),
   });
   const samples = { rate: [] as number[], round: [] as number[], wait: [] as number[] };

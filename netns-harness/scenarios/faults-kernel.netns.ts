@@ -1,21 +1,15 @@
 import assert from "node:assert/strict";
-import type { NetworkView } from "../../src/agent/control-protocol.ts";
 import { breaksAt, complainsOf, complaints, events, headOf, leadsThrough } from "../diagnose.ts";
-import { attach, httpBackend, kernelAgrees, reaches, type Attached } from "../endpoints.ts";
-import type { Host } from "../host.ts";
-import type { Lab } from "../lab.ts";
+import { kernelAgrees, reaches } from "../endpoints.ts";
+import { backendAndPeer, filled, handAt, pinOf, type Hand } from "../hands.ts";
 import { scenario, scenarioOnEach } from "../scenario.ts";
 import { waitFor } from "../wait.ts";
 
 /** Repairs come within three seconds and doctors within as many; the rest is for a busy machine. */
 const PATIENCE_MS = 20_000;
 
-interface Fault {
+interface Fault extends Hand {
   readonly what: string;
-  /** In the network's namespace, in the endpoint's sandbox, in the backend's, or on the host. */
-  readonly where: "overlay" | "sandbox" | "backend" | "host";
-  /** A shell line; LINK, MAC, IP and VTEP stand for the VXLAN device and the peer, PIN for the namespace's file. */
-  readonly hand: string;
   /** What event and doctor say: what was wrong, and what was done. */
   readonly told: RegExp;
   readonly subject?: string;
@@ -27,28 +21,28 @@ const FAULTS: readonly Fault[] = [
   {
     what: "an FDB entry deleted",
     where: "overlay",
-    hand: "bridge fdb del MAC dev LINK dst VTEP self",
+    hand: "bridge fdb del MAC dev vxlan0 dst VTEP self",
     told: /the FDB entry of MAC was gone: set fdb MAC → VTEP/,
     kernelOnly: true,
   },
   {
     what: "an FDB entry altered",
     where: "overlay",
-    hand: "bridge fdb replace MAC dev LINK dst 192.168.1.250 self permanent",
-    told: /the FDB entry of MAC (pointed to 192\.168\.1\.250|was not as we write it): set fdb MAC → VTEP/,
+    hand: "bridge fdb replace MAC dev vxlan0 dst 192.168.1.250 self permanent",
+    told: /the FDB entry of MAC pointed to 192\.168\.1\.250[^:]*: set fdb MAC → VTEP/,
     kernelOnly: true,
   },
   {
     what: "a neighbor deleted",
     where: "overlay",
-    hand: "ip neigh del IP dev LINK",
+    hand: "ip neigh del IP dev vxlan0",
     told: /the neighbor IP was gone: set neighbor IP → MAC/,
     kernelOnly: true,
   },
   {
     what: "a neighbor altered",
     where: "overlay",
-    hand: "ip neigh replace IP lladdr 02:66:00:00:00:01 dev LINK nud permanent",
+    hand: "ip neigh replace IP lladdr 02:66:00:00:00:01 dev vxlan0 nud permanent",
     told: /the neighbor IP pointed to 02:66:00:00:00:01: set neighbor IP → MAC/,
     kernelOnly: true,
   },
@@ -79,7 +73,7 @@ const FAULTS: readonly Fault[] = [
   {
     what: "the network's device deleted",
     where: "overlay",
-    hand: "ip link del LINK",
+    hand: "ip link del vxlan0",
     told: /vxlan0 was gone: create vxlan vxlan0/,
   },
   {
@@ -155,9 +149,7 @@ scenarioOnEach(
     const faults = FAULTS.filter(({ kernelOnly }) => kernelOnly !== true || node1.dataplane !== "userspace");
     for (const fault of faults) {
       await kernelAgrees(node1);
-      const told = new RegExp(
-        fault.told.source.replaceAll("MAC", b.mac).replaceAll("VTEP", node2.address).replaceAll("IP", b.ip),
-      );
+      const told = new RegExp(filled(swarm, fault.told.source));
       const tellings = async (): Promise<number> =>
         (await events(node1, "repair")).filter(
           ({ subject, detail }) => subject === (fault.subject ?? "blue") && told.test(detail),
@@ -227,64 +219,3 @@ scenario("while something stays broken doctor and trace name it, and nothing els
   await hand.stop("SIGKILL");
   await leadsThrough(node2, "a", "b", PATIENCE_MS);
 });
-
-interface Swarm {
-  readonly node1: Host;
-  readonly node2: Host;
-  /** On node1. */
-  readonly a: Attached;
-  /** On node2. */
-  readonly b: Attached;
-  /** On node1, behind a published port. */
-  readonly backend: Attached;
-  readonly blue: NetworkView;
-}
-
-async function backendAndPeer(lab: Lab): Promise<Swarm> {
-  const [node1, node2] = await lab.swarm(2);
-  assert.ok(node1 && node2);
-  const blue = await node1.ctlJson<NetworkView>("network", "create", "blue", "--subnet", "10.7.0.0/24");
-  await node1.ctl("service", "create", "web", "--network", "blue", "--publish", "8000:80");
-  const a = await attach(lab, node1, "blue", "a");
-  const b = await attach(lab, node2, "blue", "b");
-  const backend = await httpBackend(lab, node1, "blue", "web", "web.1");
-  await reaches(a.place, b.ip);
-  for (const node of [node1, node2]) {
-    await waitFor(
-      `${node.name} to answer on the published port`,
-      () => node.httpGet("http://127.0.0.1:8000/"),
-      {
-        withinMs: PATIENCE_MS,
-      },
-    );
-    await kernelAgrees(node);
-  }
-  return { node1, node2, a, b, backend, blue };
-}
-
-/** Runs the shell line where the fault belongs. */
-async function handAt({ node1, node2, a, b, backend, blue }: Swarm, fault: Fault): Promise<void> {
-  const pin = pinOf(node1, blue);
-  const line = fault.hand
-    .replaceAll("PIN", pin)
-    .replaceAll("LINK", "vxlan0")
-    .replaceAll("MAC", b.mac)
-    .replaceAll("VTEP", node2.address)
-    .replaceAll("IP", b.ip);
-  const shell = ["sh", "-c", line] as const;
-  switch (fault.where) {
-    case "overlay":
-      return void (await node1.run("nsenter", `--net=${pin}`, ...shell));
-    case "sandbox":
-      return void (await a.place.run(...shell));
-    case "backend":
-      return void (await backend.place.run(...shell));
-    case "host":
-      return void (await node1.run(...shell));
-  }
-}
-
-/** Where the namespace of a network is pinned. */
-function pinOf(node: Host, network: NetworkView): string {
-  return `${node.runFolder}/netns/ov-${network.id}`;
-}

@@ -26,6 +26,7 @@ import { Reconciler } from "./reconciler.ts";
 import { RejectedRows, rejectedText } from "./rejected-rows.ts";
 import { Repairs } from "./repairs.ts";
 import type { Sandboxes } from "./sandboxes.ts";
+import { type StandingFault, StandingFaults } from "./standing.ts";
 
 export interface AgentParts {
   readonly config: Config;
@@ -45,6 +46,8 @@ export interface Dependent {
   refresh(): void;
   /** A row changed, own ones included; `refresh` follows. */
   rowChanged?(network: NetworkId, table: string, key: string): void;
+  /** Whether it may repair has changed: the kernel is to be looked at, soon. */
+  lookAgain?(): void;
 }
 
 /**
@@ -56,6 +59,7 @@ export class Agent {
   readonly log: Logger;
   readonly events = new EventLog();
   readonly repairs = new Repairs();
+  readonly standing = new StandingFaults();
   readonly loop: GossipLoop;
   readonly endpoints: Endpoints;
   readonly sandboxes: Sandboxes;
@@ -73,6 +77,7 @@ export class Agent {
   #refreshing = false;
   #refreshAgain = false;
   #closed = false;
+  #repair = true;
 
   constructor(parts: AgentParts) {
     this.#random = parts.random;
@@ -138,8 +143,11 @@ export class Agent {
       now: () => this.loop.now(),
       onRepair: (network, faults, steps) => {
         const more = steps > faults.length ? `; and ${steps - faults.length} steps more` : "";
-        this.repaired(this.networkName(network), `${faults.join("; ")}${more}`);
+        const text = faults.map((fault) => fault.text).join("; ");
+        const objects = faults.map(({ object }) => object);
+        this.repaired(this.networkName(network), `${text}${more}`, objects);
       },
+      onStanding: (network, faults) => this.stands(network, this.networkName(network), faults),
       onFailure: (network, error) => {
         this.log.warn({ network: this.networkName(network), code: error.code }, error.message);
         this.event("failure", this.networkName(network), error.message);
@@ -156,10 +164,34 @@ export class Agent {
   }
 
   /** Another hand had changed something of ours in the kernel: what was wrong and what was done. */
-  repaired(subject: string, text: string): void {
-    this.repairs.add(subject, text, this.loop.now());
+  repaired(subject: string, text: string, objects?: readonly string[]): void {
+    this.repairs.add(subject, text, this.loop.now(), objects);
     this.log.info({ subject }, `repaired: ${text}`);
     this.event("repair", subject, text);
+  }
+
+  /** The same, and it stays as it is: repair is off. All there is of `place`; those of old are not told again. */
+  stands(place: string, subject: string, faults: readonly StandingFault[]): void {
+    // A round that began before repair was switched on ends after it.
+    for (const { text } of this.standing.replace(place, subject, this.#repair ? [] : faults)) {
+      this.log.warn({ subject }, `not repaired, repair is off: ${text}`);
+      this.event("drift", subject, `not repaired, repair is off: ${text}`);
+    }
+  }
+
+  /** False: what other hands do to our objects in the kernel is found and told, and left alone. */
+  get repair(): boolean {
+    return this.#repair;
+  }
+
+  setRepair(repair: boolean): void {
+    if (repair === this.#repair) return;
+    this.#repair = repair;
+    this.standing.clear();
+    this.log.warn({}, `repair is ${repair ? "on" : "off"}`);
+    this.event("repair-switched", this.config.name, repair ? "on" : "off: drift is told and left alone");
+    this.reconciler.setRepair(repair);
+    for (const dependent of this.dependents) dependent.lookAgain?.();
   }
 
   networkName(id: NetworkId): string {

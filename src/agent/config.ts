@@ -41,6 +41,8 @@ export interface Config {
   readonly dns: readonly IpAddr[];
   /** How long clients may remember addresses of endpoints. */
   readonly dnsTtlSeconds: number;
+  /** False: what other hands do to our objects in the kernel is told and left alone. */
+  readonly repair: boolean;
   readonly metricsAddr: { readonly host: string; readonly port: number } | undefined;
   /** Where the status page is served; undefined: nowhere. */
   readonly web: { readonly host: string; readonly port: number } | undefined;
@@ -80,6 +82,7 @@ const settings = z.object({
   dataplane: z.enum(["auto", "kernel", "userspace"]),
   dns: strings,
   "dns-ttl": z.number().int().min(0).max(3600),
+  repair: z.enum(["on", "off"]),
   "metrics-addr": z.string(),
   web: z.string(),
   "log-level": z.enum(LOG_LEVELS),
@@ -154,6 +157,12 @@ export function commandLine(version: string): Command {
       "--dns-ttl <seconds>",
       "how long clients may remember endpoints, and six times that for virtual IPs (default: 5)",
       integer,
+    )
+    .addOption(
+      new Option(
+        "--repair <mode>",
+        "off: what other hands change in the kernel is told and left alone (default: on)",
+      ).choices(["on", "off"]),
     )
     .option("--metrics-addr <host:port>", "Prometheus text on /metrics, liveness on /healthz")
     .option("--web <[addr:]port>", "read-only status page; on loopback unless an address is given")
@@ -239,6 +248,7 @@ function resolveConfig(given: Settings): Config {
     dataplane: given.dataplane ?? "auto",
     dns: (given.dns ?? []).map((text) => address("dns", text)),
     dnsTtlSeconds: given["dns-ttl"] ?? 5,
+    repair: given.repair !== "off",
     metricsAddr: metrics === undefined ? undefined : hostPort("metrics-addr", metrics, 9476),
     web: given.web === undefined ? undefined : webAddress(given.web),
     logLevel: given["log-level"] ?? "info",

@@ -125,6 +125,8 @@ export const requests = {
   plan: z.object({ network: reference.optional() }),
   events: z.object({ sinceMs: z.number().int().min(0).optional(), follow: z.boolean().default(true) }),
   doctor: z.object({}),
+  /** Without `repair` only tells. */
+  repair: z.object({ repair: z.enum(["on", "off"]).optional(), timeoutMs }),
   /** What a name means to an endpoint of this node, and why. */
   resolve: z.object({ from: reference, name: z.string().min(1).max(255) }),
   trace: z.object({ from: reference, to: reference, port: port.optional() }),
@@ -184,6 +186,7 @@ export interface Results {
   /** Events arrive as `event` frames of type EventView; the result ends a stream that does not follow. */
   events: Record<string, never>;
   doctor: DoctorView;
+  repair: RepairView;
   resolve: ResolveView;
   trace: TraceView;
   "capture.place": { readonly netns: string; readonly link: string };
@@ -206,6 +209,8 @@ export interface InfoView {
   readonly dataDir: string;
   readonly pid: number;
   readonly uptimeSeconds: number;
+  /** Off: drift is told and left alone (`netctl repair`). */
+  readonly repair: "on" | "off";
   /** How late the event loop was in the last minute or two. */
   readonly loopDelayMs: { readonly p99: number; readonly longest: number };
 }
@@ -224,6 +229,11 @@ export interface PeerView {
   readonly dataPathDetail: string;
   /** Largest inner packet that gets through; null while unknown. */
   readonly mtu: number | null;
+  /**
+   * What is wrong in this node's kernel on the way to that peer's endpoints and is not mended; of this node itself
+   * what concerns all.
+   */
+  readonly faults: string[];
   readonly vtep: string;
   readonly capabilities: string[];
   readonly version: string;
@@ -344,6 +354,13 @@ export interface EventView {
   readonly type: string;
   readonly subject: string;
   readonly detail: string;
+}
+
+/** Whether this node's agent mends what other hands do to its objects in the kernel. */
+export interface RepairView {
+  readonly repair: "on" | "off";
+  /** What stands since it does not, as far as it has been found. */
+  readonly standing: { readonly subject: string; readonly text: string }[];
 }
 
 export interface DoctorView {

@@ -134,6 +134,7 @@ async function runLocked(
     random,
     underlayMtu,
   });
+  if (!config.repair) agent.setRepair(false);
   const views = new Views(agent);
   const loopDelay = new LoopDelay();
   loop.onWake = () => loopDelay.look();

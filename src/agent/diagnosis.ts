@@ -17,6 +17,8 @@ export interface NodeReport {
   readonly drift: readonly { readonly subject: string; readonly steps: readonly string[] }[];
   /** What another hand did in the last minutes and the agent undid, the latest first. */
   readonly repairs: readonly RecentRepair[];
+  /** What other hands do there is told and left alone. */
+  readonly repairOff: boolean;
   /** What came with a wrong checksum in the last minutes. */
   readonly badChecksums: readonly BadChecksums[];
   /** The device that carries its data-path address; empty when none does. */
@@ -112,7 +114,9 @@ export function diagnose(findings: Findings): DoctorView {
     ...eachNode(findings, "drift", "the kernel agrees with the tables", (report) =>
       report.drift.map(({ subject, steps }) => ({
         text: `${subject}: ${steps.slice(0, STEPS_SHOWN).join("; ")}${steps.length > STEPS_SHOWN ? `; and ${steps.length - STEPS_SHOWN} more` : ""}`,
-        cure: "it is repaired within seconds; if it comes back, find who changes it (netctl events)",
+        cure: report.repairOff
+          ? "repair is off there: netctl repair on mends it"
+          : "it is repaired within seconds; if it comes back, find who changes it (netctl events)",
       })),
     ),
     ...checkRepairs(findings),
@@ -411,7 +415,16 @@ function checkRepairs(findings: Findings): Check[] {
       cure: "all is well again; if it comes back, find what else on that host manages its network",
     })),
   );
-  if (found.length > 0) return found;
+  const off = reports
+    .filter(({ report }) => report.repairOff)
+    .map(({ node }): Check => ({
+      name: "repairs",
+      subject: node,
+      status: "warning",
+      detail: "repair is off: what other hands change is told and left alone",
+      cure: "netctl repair on, when you have seen enough",
+    }));
+  if (off.length + found.length > 0) return [...off, ...found];
   const detail = "nothing had to be mended in the last ten minutes";
   return [{ name: "repairs", subject: nodesText(reports.length), status: "ok", detail }];
 }

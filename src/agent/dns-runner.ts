@@ -20,6 +20,7 @@ import { hostServers } from "./host-servers.ts";
 import { SandboxDns, type UpstreamAnswer } from "./sandbox-dns.ts";
 
 const CHECK_MS = 5_000;
+const REDIRECT_FAULT = "nftables table netagent-dns: it was gone or not the one we made";
 /** A zone is rebuilt at most so often that this part of the time goes into it: rows may change all the time. */
 const REBUILD_SHARE = 0.1;
 
@@ -75,6 +76,10 @@ export class DnsRunner implements Dependent {
       this.#sync(false);
       for (const server of this.#servers.values()) server.askAgain();
     });
+  }
+
+  lookAgain(): void {
+    this.#sync(true);
   }
 
   close(): void {
@@ -162,6 +167,7 @@ export class DnsRunner implements Dependent {
       this.#servers.delete(path);
       this.#askers.delete(path);
       this.#forward({ type: "client-gone", client: path });
+      this.#agent.stands(`dns ${path}`, "dns", []);
       if (stands) void this.#unredirect(path);
     }
     const opened = [...wanted].filter((path) => !this.#servers.has(path));
@@ -171,8 +177,12 @@ export class DnsRunner implements Dependent {
 
   async #redirect(path: string): Promise<void> {
     try {
-      await this.#servers.get(path)?.redirect();
-      this.#failed.delete(path);
+      const outcome = await this.#servers.get(path)?.redirect(this.#agent.repair);
+      if (outcome === "mended") this.#agent.repaired("dns", `${REDIRECT_FAULT}: made anew in ${path}`);
+      const left = outcome === "left" ? `${REDIRECT_FAULT}: to be made anew in ${path}` : undefined;
+      this.#agent.stands(`dns ${path}`, "dns", left === undefined ? [] : [{ text: left }]);
+      if (left === undefined) this.#failed.delete(path);
+      else this.#failed.set(path, left);
     } catch (error) {
       this.#report(path, error);
     }

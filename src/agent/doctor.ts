@@ -47,6 +47,7 @@ const reportSchema = z.object({
     .array(z.object({ subject: z.string(), text: z.string(), times: z.number(), agoMs: z.number() }))
     .max(MAX_LINES)
     .default([]),
+  repairOff: z.boolean().default(false),
   badChecksums: z
     .array(z.object({ place: z.string(), packets: z.number() }))
     .max(MAX_LINES)
@@ -150,6 +151,7 @@ export class Doctor {
       keys: node.keys.map(fingerprint),
       drift: (await this.#drift()).slice(0, MAX_LINES),
       repairs: agent.repairs.recent(agent.loop.now()).slice(0, MAX_LINES),
+      repairOff: !agent.repair,
       badChecksums: this.#parts.checksums.recent().slice(0, MAX_LINES),
       underlayDevice: this.#parts.underlay().ifname,
       problems: problems.slice(0, MAX_LINES),

@@ -236,6 +236,7 @@ export function createHandlers(parts: HandlerParts): ControlHandlers {
         dataDir: agent.config.dataDir,
         pid: process.pid,
         uptimeSeconds: Math.round(process.uptime()),
+        repair: onOff(agent.repair),
         loopDelayMs: { p99: Math.round(p99Ms), longest: Math.round(longestMs) },
       };
     },
@@ -416,11 +417,30 @@ export function createHandlers(parts: HandlerParts): ControlHandlers {
     },
     events: ({ sinceMs, follow }, reporter) => streamEvents(agent, sinceMs, follow, reporter),
     doctor: () => parts.doctor(),
+    repair: async ({ repair, timeoutMs }) => {
+      if (repair !== undefined) {
+        agent.setRepair(repair === "on");
+        // What is not brought about yet is no drift. A network that cannot be says so by itself.
+        const settled = [...reconciler.networks].map((id) =>
+          reconciler.settled(id, timeoutMs).catch(() => undefined),
+        );
+        await Promise.all(settled);
+        if (repair === "on") await parts.meshSettled(timeoutMs);
+      }
+      return {
+        repair: onOff(agent.repair),
+        standing: agent.standing.all().map(({ subject, text }) => ({ subject, text })),
+      };
+    },
     trace: ({ from, to, port }) => parts.trace(from, to, port),
     resolve: ({ from, name }) => parts.resolve(from, name),
     "capture.place": ({ network }) => capturePlace(agent, network),
     "capture.remote": (params, reporter) => captureRemotely(parts, params, reporter),
   };
+}
+
+function onOff(value: boolean): "on" | "off" {
+  return value ? "on" : "off";
 }
 
 /** Where the frames of a network leave and reach this node. @throws NetError `network-not-here` */

@@ -7,7 +7,7 @@ import { NftTableKeeper } from "../kernel/nft.ts";
 import { applyReturnPath, readDefaultSource, readReturnPath } from "../kernel/return-path.ts";
 import { HOST, type NamespaceState } from "../mesh/desired.ts";
 import { FAILING } from "../mesh/host-rules.ts";
-import { describeRepair, isEmptyPlan } from "../mesh/plan.ts";
+import { asDue, describeRepair, isEmptyPlan } from "../mesh/plan.ts";
 import { describeReturnPathStep, planReturnPath } from "../mesh/return-path.ts";
 import { TABLE } from "../mesh/ruleset.ts";
 import { INGRESS_HOST_LINK } from "../overlay/naming.ts";
@@ -15,9 +15,21 @@ import { INGRESS_HOST_LINK } from "../overlay/naming.ts";
 /** Sweeps and changes between two looks at iptables when nobody seems to have changed anything. */
 const FORWARD_EVERY = 10;
 
-/** Something was changed; `faults` are what another hand had done, and what was done about it. */
 export interface MeshOutcome {
+  readonly changed: boolean;
+  /** What another hand had done, and what was done about it. */
   readonly faults: readonly string[];
+  /** What it had done and was left, since nothing may be repaired. */
+  readonly standing: readonly string[];
+}
+
+export interface MeshLook {
+  /** At the kernel, even where the state is the one that was brought about last. */
+  readonly everything: boolean;
+  /** At every element. */
+  readonly deep: boolean;
+  /** False: what another hand did stays. */
+  readonly repair: boolean;
 }
 
 /** The mesh's handles on one namespace, the host's or a sandbox's. */
@@ -28,12 +40,15 @@ export class MeshNamespace {
   readonly #keeper: NftTableKeeper;
   readonly #routes: NetlinkSocket;
   #last: NamespaceState | undefined;
+  /** The last state that was brought about; unlike `#last` it outlives a failure. */
+  #agreed: NamespaceState | undefined;
   /** Sysctls this kernel did not have when last looked at: connection tracking's come with its module. */
   readonly #absent = new Set<string>();
   #forwardLeg: string | undefined;
   /** The ruleset's when FORWARD was looked at last. */
   #forwardGeneration: number | undefined;
   #forwardAge = 0;
+  #forwardStands = false;
 
   constructor(path: string) {
     this.#path = path;
@@ -58,24 +73,25 @@ export class MeshNamespace {
   }
 
   /**
-   * What had to be changed; undefined when nothing had to. The kernel is looked at only for `everything`, or when the
-   * state is not the one that was brought about last. @throws NetError
+   * Undefined when nobody looked: the kernel is looked at only for `everything`, or when the state is not the one that
+   * was brought about last. @throws NetError
    */
-  async reconcile(
-    state: NamespaceState,
-    look: { readonly everything: boolean; readonly deep: boolean },
-  ): Promise<MeshOutcome | undefined> {
+  async reconcile(state: NamespaceState, look: MeshLook): Promise<MeshOutcome | undefined> {
     const unchanged = this.#last !== undefined && sameState(state, this.#last);
     if (!look.everything && unchanged) return undefined;
     this.#last = undefined;
-    const outcome = await this.#apply(state, look.deep, unchanged);
+    const outcome = await this.#apply(state, look, unchanged);
     this.#last = state;
+    this.#agreed = state;
     return outcome;
   }
 
   /** `unchanged`: the same state was brought about before, so that what differs now is another hand's doing. */
-  async #apply(state: NamespaceState, deep: boolean, unchanged: boolean): Promise<MeshOutcome | undefined> {
+  async #apply(state: NamespaceState, look: MeshLook, unchanged: boolean): Promise<MeshOutcome> {
     const faults: string[] = [];
+    const standing: string[] = [];
+    /** What is drift where nothing may be repaired: whatever differs from this. */
+    const agreed = look.repair ? undefined : this.#agreed;
     let changed = false;
     for (const [name, value] of state.sysctls) {
       const now = this.#netns.readSysctl(name);
@@ -83,42 +99,69 @@ export class MeshNamespace {
       const isNew = this.#absent.delete(name);
       if (now === undefined) this.#absent.add(name);
       if (now === undefined || now === value) continue;
+      const fault = `sysctl ${name} was ${now}: set to ${value}`;
+      if (agreed?.sysctls.get(name) === value && !isNew) {
+        standing.push(fault);
+        continue;
+      }
       this.#netns.writeSysctl(name, value);
       changed = true;
-      if (unchanged && !isNew) faults.push(`sysctl ${name} was ${now}: set to ${value}`);
+      if (unchanged && !isNew) faults.push(fault);
     }
     // Ways back before the rules that mark connections for them.
     if (this.#path !== HOST) {
       const ways = readReturnPath(this.#routes);
-      const steps = planReturnPath(state.returnPath, ways);
+      const drift = agreed === undefined ? [] : planReturnPath(agreed.returnPath, ways);
+      const left = new Set(drift.map((step) => describeReturnPathStep(step, ways)));
+      standing.push(...left);
+      const steps = planReturnPath(state.returnPath, ways).filter(
+        (step) => !left.has(describeReturnPathStep(step, ways)),
+      );
       if (steps.length > 0) {
         applyReturnPath(this.#routes, steps);
         changed = true;
         if (unchanged) faults.push(...steps.map((step) => describeReturnPathStep(step, ways)));
       }
-    } else if (await this.#letForward(state)) {
-      changed = true;
-      if (unchanged) faults.push("the FORWARD chain of iptables lacked our rules, or had too many: set");
+    } else {
+      const fault = "the FORWARD chain of iptables lacked our rules, or had too many: set";
+      const mayChange = agreed === undefined || agreed.forwards !== state.forwards;
+      if (await this.#letForward(state, mayChange)) {
+        changed = true;
+        if (unchanged) faults.push(fault);
+      }
+      if (this.#forwardStands) standing.push(fault);
     }
-    const { plan, repaired } = await this.#keeper.reconcile(state.ruleset, { deep });
+    const { deep } = look;
+    const { plan, repaired, drift } = await this.#keeper.reconcile(state.ruleset, {
+      deep,
+      repair: agreed === undefined,
+    });
     if (!isEmptyPlan(plan)) {
       changed = true;
       if (repaired) faults.push(`nftables table ${TABLE}: ${describeRepair(plan)}`);
     }
-    return changed ? { faults: faults.map((fault) => `${fault} in ${this.#path}`) } : undefined;
+    if (drift !== undefined) standing.push(`nftables table ${TABLE}: ${describeRepair(drift)}`);
+    return {
+      changed,
+      faults: faults.map((fault) => `${fault} in ${this.#path}`),
+      standing: standing.map((fault) => asDue(`${fault} in ${this.#path}`)),
+    };
   }
 
   /**
    * iptables' FORWARD policy is looked at when somebody changed a ruleset, and now and then: that of the legacy back
    * end counts no generation.
    */
-  async #letForward({ forwards }: NamespaceState): Promise<boolean> {
+  async #letForward({ forwards }: NamespaceState, mayChange: boolean): Promise<boolean> {
     const leg = forwards ? INGRESS_HOST_LINK : undefined;
     const due = this.#forwardAge++ % FORWARD_EVERY === 0;
     // Where no rules of ours are, the keeper takes everything for changed.
     const touched = this.#keeper.generation() !== this.#forwardGeneration && this.#keeper.changedByOthers();
-    if (!due && leg === this.#forwardLeg && !touched) return false;
-    const changed = await reconcileForwardPolicy(this.#netns, leg);
+    const stood = this.#forwardStands;
+    if (!due && leg === this.#forwardLeg && !touched && !(stood && mayChange)) return false;
+    const differs = await reconcileForwardPolicy(this.#netns, leg, mayChange);
+    const changed = differs && mayChange;
+    this.#forwardStands = differs && !mayChange;
     this.#forwardLeg = leg;
     this.#forwardGeneration = this.#keeper.generation();
     return changed;
@@ -139,7 +182,7 @@ export class MeshNamespace {
     }
     const plan = this.#keeper.plan(state.ruleset, { deep: true });
     if (!isEmptyPlan(plan)) steps.push(`nftables table ${TABLE}: ${describeRepair(plan)} in ${this.#path}`);
-    return steps;
+    return steps.map(asDue);
   }
 
   close(): void {

@@ -86,6 +86,11 @@ export class MeshRunner implements Dependent {
     this.#schedule();
   }
 
+  lookAgain(): void {
+    this.#sweepDue = true;
+    this.#schedule();
+  }
+
   rowChanged(network: NetworkId, table: string, key: string): void {
     this.#index.rowChanged(network, table, key);
   }
@@ -230,7 +235,8 @@ export class MeshRunner implements Dependent {
     this.counters.rounds++;
     const input = this.#input();
     const desired = this.#planner.desired(input);
-    const look = { everything: sweep, deep: sweep && this.#sweeps % DEEP_EVERY === 0 };
+    const { repair } = this.#agent;
+    const look = { everything: sweep, deep: sweep && this.#sweeps % DEEP_EVERY === 0, repair };
     let failure: unknown;
     for (const [path, state] of desired.namespaces) {
       try {
@@ -239,6 +245,13 @@ export class MeshRunner implements Dependent {
         if (namespace === undefined) continue;
         const outcome = await namespace.reconcile(state, look);
         if (outcome === undefined) continue;
+        if (!repair)
+          this.#agent.stands(
+            path,
+            "mesh",
+            outcome.standing.map((text) => ({ text })),
+          );
+        if (!outcome.changed) continue;
         this.counters.changes++;
         this.counters.repairs += outcome.faults.length;
         for (const fault of outcome.faults) this.#agent.repaired("mesh", fault);
@@ -310,9 +323,10 @@ export class MeshRunner implements Dependent {
     for (const [path, namespace] of this.#namespaces) {
       if (desired.namespaces.has(path)) continue;
       if (namespace.exists())
-        await namespace.reconcile({ sysctls: new Map() }, { everything: true, deep: false });
+        await namespace.reconcile({ sysctls: new Map() }, { everything: true, deep: false, repair: true });
       namespace.close();
       this.#namespaces.delete(path);
+      this.#agent.stands(path, "mesh", []);
     }
   }
 

@@ -6,8 +6,14 @@ import { elapsed, instant, type Instant } from "../base/time.ts";
 import type { Dataplane } from "../kernel/dataplane.ts";
 import { isEntryStep } from "../kernel/neighbors.ts";
 import type { DesiredOverlay } from "../overlay/desired.ts";
-import { describeDrift } from "../overlay/drift.ts";
-import { derivePlan, formatStep, type OverlayPlan, type OverlayStep } from "../overlay/plan.ts";
+import { describeDrift, type Drift, separateDrift } from "../overlay/drift.ts";
+import {
+  type ActualOverlay,
+  derivePlan,
+  formatStep,
+  type OverlayPlan,
+  type OverlayStep,
+} from "../overlay/plan.ts";
 import { Slices } from "./slices.ts";
 
 export interface ReconcilerOptions {
@@ -23,7 +29,9 @@ export interface ReconcilerOptions {
    * A sweep or a drift event made steps necessary, without any change of ours before: what was wrong, of the first
    * few, and how many steps it took.
    */
-  readonly onRepair: (network: NetworkId, faults: readonly string[], steps: number) => void;
+  readonly onRepair: (network: NetworkId, faults: readonly Drift[], steps: number) => void;
+  /** While repair is off: what stands that another hand did, the first of it; empty when all agrees again. */
+  readonly onStanding: (network: NetworkId, faults: readonly Drift[]) => void;
   readonly onFailure: (network: NetworkId, error: NetError) => void;
 }
 
@@ -78,6 +86,12 @@ export class Reconciler {
   /** Cancels the round to come. */
   #cancel: (() => void) | undefined;
   #lastRound = instant(-Infinity);
+  #repair = true;
+  /**
+   * While repair is off: what was desired of a network when the kernel last agreed but for drift. Afterwards until the
+   * drift is mended.
+   */
+  readonly #agreed = new Map<NetworkId, DesiredOverlay>();
   readonly #sweep: NodeJS.Timeout;
   #closed = false;
 
@@ -109,6 +123,16 @@ export class Reconciler {
   /** What is wrong with a network just now. */
   problem(network: NetworkId): NetError | undefined {
     return this.#problems.get(network)?.error;
+  }
+
+  /**
+   * Without repair only what our own changes ask for is done, and what another hand did is told. What has not been
+   * brought about yet is no drift: it still is.
+   */
+  setRepair(repair: boolean): void {
+    if (repair === this.#repair) return;
+    this.#repair = repair;
+    for (const network of this.#known) this.#mark(network, { fresh: true, ours: !repair });
   }
 
   /** Something this network's kernel state depends on has changed. */
@@ -153,7 +177,7 @@ export class Reconciler {
     await this.#slices.run(dataplane.refresh(desired, { fresh: true }));
     const actual = dataplane.read(desired);
     const plan = await this.#slices.run(derivePlan(desired, actual));
-    const faults = plan.steps.slice(0, DESCRIBED).map((step) => describeDrift(desired, actual, step));
+    const faults = plan.steps.slice(0, DESCRIBED).map((step) => describeDrift(desired, actual, step).text);
     return { ...plan, desired, faults };
   }
 
@@ -239,12 +263,13 @@ export class Reconciler {
     await this.#slices.run(dataplane.refresh(desired, { fresh }));
     const actual = dataplane.read(desired);
     const plan = await this.#slices.run(derivePlan(desired, actual));
-    const steps = this.#options.mayPrune(network) ? plan.steps : plan.steps.filter((step) => !isPrune(step));
+    const due = this.#options.mayPrune(network) ? plan.steps : plan.steps.filter((step) => !isPrune(step));
+    const { drift, ours: own } = await this.#parted(desired, actual, due, mended);
+    const steps = this.#repair ? due : own;
+    if (!this.#repair) this.#options.onStanding(network, described(desired, actual, drift, DESCRIBED));
     if (steps.length > 0) {
       // Before anything is done: `actual` follows the kernel.
-      const faults = mended
-        ? steps.slice(0, REPAIRS_DESCRIBED).map((step) => describeDrift(desired, actual, step))
-        : [];
+      const faults = this.#repair ? described(desired, actual, drift, REPAIRS_DESCRIBED) : [];
       if (steps.some(({ type }) => type === "create-vxlan")) await this.#options.beforeDevice();
       const failed = await this.#slices.run(this.#apply(desired, steps));
       this.counters.steps += steps.length;
@@ -252,16 +277,17 @@ export class Reconciler {
       // What was done must be there when looked at again; a kernel that forgets at once is a failure, too.
       const again = await this.#slices.run(derivePlan(desired, dataplane.read(desired)));
       const left = again.steps.filter((step) => this.#options.mayPrune(network) || !isPrune(step));
-      const first = left[0];
+      const after = await this.#parted(desired, dataplane.read(desired), left, mended);
+      const [first] = this.#repair ? left : after.ours;
       if (first !== undefined && !this.#dirty.has(network))
         return this.#fail(
           network,
           new NetError("drift", `${formatStep(network, first)}: done, but the kernel does not show it`),
           ours,
         );
-      if (mended) {
-        this.counters.repairs += steps.length;
-        this.#options.onRepair(network, faults, steps.length);
+      if (faults.length > 0) {
+        this.counters.repairs += drift.length;
+        this.#options.onRepair(network, faults, drift.length);
       }
     }
     const blocked = plan.blocked[0];
@@ -274,11 +300,26 @@ export class Reconciler {
       );
     }
     this.#problems.delete(network);
+    // What was not pruned yet is our own to do, later.
+    if (this.#repair || desired.core === undefined) this.#agreed.delete(network);
+    else if (due.length === plan.steps.length) this.#agreed.set(network, desired);
     if (desired.core === undefined) {
       this.#known.delete(network);
       this.#wanted.delete(network);
     }
     return true;
+  }
+
+  /** What another hand's doing makes necessary and what our own: all one or the other, where no more is known. */
+  async #parted(
+    desired: DesiredOverlay,
+    actual: ActualOverlay,
+    steps: readonly OverlayStep[],
+    mended: boolean,
+  ): Promise<{ readonly drift: readonly OverlayStep[]; readonly ours: readonly OverlayStep[] }> {
+    const agreed = this.#agreed.get(desired.network);
+    if (agreed !== undefined) return this.#slices.run(separateDrift(agreed, actual, steps));
+    return mended && this.#repair ? { drift: steps, ours: [] } : { drift: [], ours: steps };
   }
 
   /** All steps in order, many entries at a time. What failed first, if anything. */
@@ -317,6 +358,15 @@ export class Reconciler {
     setTimeout(() => this.#mark(network, { fresh: true, ours }), retryMs).unref();
     return false;
   }
+}
+
+function described(
+  desired: DesiredOverlay,
+  actual: ActualOverlay,
+  steps: readonly OverlayStep[],
+  most: number,
+): Drift[] {
+  return steps.slice(0, most).map((step) => describeDrift(desired, actual, step));
 }
 
 /** Steps that take a path away; all others only add or mend. */

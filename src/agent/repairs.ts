@@ -14,18 +14,20 @@ export interface RecentRepair {
   readonly times: number;
   /** Since the last one. */
   readonly agoMs: number;
+  /** What it was about, as `driftObject` names it; empty where nobody asks. */
+  readonly objects?: readonly string[];
 }
 
 /** What was mended lately: a fault that lasts milliseconds is still seen by whoever asks what is wrong. */
 export class Repairs {
-  readonly #kept = new Map<string, { subject: string; text: string; times: number; at: Instant }>();
+  readonly #kept = new Map<string, Omit<RecentRepair, "agoMs"> & { readonly at: Instant }>();
 
-  add(subject: string, text: string, now: Instant): void {
+  add(subject: string, text: string, now: Instant, objects?: readonly string[]): void {
     const key = `${subject} ${text}`;
     const times = (this.#kept.get(key)?.times ?? 0) + 1;
     // Deleted first, so that the order is by the last time.
     this.#kept.delete(key);
-    this.#kept.set(key, { subject, text, times, at: now });
+    this.#kept.set(key, { subject, text, times, at: now, ...(objects === undefined ? {} : { objects }) });
     const [oldest] = this.#kept.keys();
     if (this.#kept.size > MAX_KEPT && oldest !== undefined) this.#kept.delete(oldest);
   }
@@ -34,7 +36,12 @@ export class Repairs {
   recent(now: Instant): RecentRepair[] {
     for (const [key, { at }] of this.#kept) if (elapsed(at, now) > KEPT_MS) this.#kept.delete(key);
     return [...this.#kept.values()]
-      .map(({ subject, text, times, at }) => ({ subject, text, times, agoMs: elapsed(at, now) }))
+      .map(({ at, ...repair }) => ({ ...repair, agoMs: elapsed(at, now) }))
       .reverse();
+  }
+
+  /** The last repair of one object. */
+  lastOf(subject: string, object: string, now: Instant): RecentRepair | undefined {
+    return this.recent(now).find((one) => one.subject === subject && one.objects?.includes(object) === true);
   }
 }

@@ -41,6 +41,9 @@ interface Question {
   readonly reply: (bytes: Uint8Array) => void;
 }
 
+/** It stands, or another hand had taken it away, which was mended or left. */
+export type RedirectOutcome = "stands" | "mended" | "left";
+
 /** The name server in one sandbox. */
 export class SandboxDns {
   /** Of the namespace, to know it again. */
@@ -49,7 +52,8 @@ export class SandboxDns {
   readonly #path: string;
   readonly #listener: DnsListener;
   readonly #held = new Map<Question, NodeJS.Timeout>();
-  #redirecting: Promise<void> | undefined;
+  #redirecting: Promise<RedirectOutcome> | undefined;
+  #redirected = false;
 
   /** @throws NetError when the namespace is gone or its sockets cannot be bound. */
   constructor(source: NameSource, path: string) {
@@ -68,9 +72,9 @@ export class SandboxDns {
     );
   }
 
-  /** Port 53 leads to us; made again when somebody flushed it. @throws NetError */
-  redirect(): Promise<void> {
-    this.#redirecting ??= this.#makeRedirect().finally(() => (this.#redirecting = undefined));
+  /** Port 53 leads to us; made again when somebody flushed it and that may be repaired. @throws NetError */
+  redirect(repair: boolean): Promise<RedirectOutcome> {
+    this.#redirecting ??= this.#makeRedirect(repair).finally(() => (this.#redirecting = undefined));
     return this.#redirecting;
   }
 
@@ -85,11 +89,16 @@ export class SandboxDns {
     this.#held.clear();
   }
 
-  async #makeRedirect(): Promise<void> {
+  async #makeRedirect(repair: boolean): Promise<RedirectOutcome> {
     const ports: DnsPorts | undefined = await this.#listener.ports();
-    if (ports === undefined) return;
+    if (ports === undefined) return "stands";
     using netns = Netns.open(this.#path);
-    if (!dnsRedirectStands(netns, ports)) await redirectDns(netns, ports);
+    const stands = dnsRedirectStands(netns, ports);
+    const before = this.#redirected;
+    if (!stands && before && !repair) return "left";
+    if (!stands) await redirectDns(netns, ports);
+    this.#redirected = true;
+    return stands || !before ? "stands" : "mended";
   }
 
   #receive(bytes: Uint8Array, transport: Transport, reply: (bytes: Uint8Array) => void): void {

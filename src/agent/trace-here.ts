@@ -94,15 +94,17 @@ export class TraceHere {
         where,
         `neighbor ${ip} → ${mac}`,
         desired.neighbors.get(ip) === mac
-          ? faultOf(plan, (step) => step.type === "set-neighbor" && step.ip === ip)
+          ? this.#fault(plan, (step) => step.type === "set-neighbor" && step.ip === ip)
           : "no row says so (netctl tables shows what is known)",
+        this.#mended(network, `neighbor ${ip}`),
       ),
       this.#hop(
         where,
         `FDB ${mac} → ${vtep ?? "nowhere"} on ${VXLAN_LINK}`,
         vtep === undefined
           ? "no row says where that MAC is"
-          : faultOf(plan, (step) => step.type === "set-fdb" && step.mac === mac),
+          : this.#fault(plan, (step) => step.type === "set-fdb" && step.mac === mac),
+        this.#mended(network, `fdb ${mac}`),
       ),
       this.#deviceHop(network, plan),
     );
@@ -119,11 +121,23 @@ export class TraceHere {
     const { agent, mesh } = this.#parts;
     const record = endpoint === undefined ? undefined : agent.endpoints.get(endpoint);
     const place = record?.sandbox.type === "netns" ? record.sandbox.path : "host";
+    const isHere = (text: string): boolean => text.endsWith(` in ${place}`);
     const wrong = mesh
       .plan()
       .flatMap(({ steps }) => steps)
-      .find((step) => step.endsWith(` in ${place}`));
-    return [this.#hop(place, "nftables table netagent", wrong ?? mesh.problem?.message)];
+      .find(isHere);
+    const last = agent.repairs
+      .recent(agent.loop.now())
+      .find(({ subject, text }) => subject === "mesh" && isHere(text));
+    const mended = last && `repaired ${Math.round(last.agoMs / 1000)} s ago: ${last.text}`;
+    return [
+      this.#hop(
+        place,
+        "nftables table netagent",
+        wrong === undefined ? mesh.problem?.message : this.#unrepaired(wrong),
+        mended,
+      ),
+    ];
   }
 
   #name(endpoint: EndpointId, name: string): TraceAnswer<"name"> {
@@ -173,7 +187,7 @@ export class TraceHere {
       const stale = "this node has no such endpoint any more: the row is stale";
       return this.#hop(namespaceName(network), text, stale);
     }
-    const fault = faultOf(
+    const fault = this.#fault(
       plan,
       (step) =>
         (step.type === "create-endpoint" || step.type === "set-endpoint") && step.endpoint.id === endpoint,
@@ -183,13 +197,13 @@ export class TraceHere {
       : undefined;
     const place = record.sandbox.type === "netns" ? record.sandbox.path : "host";
     const what = `${direction} ${record.name || record.id.slice(0, 12)}, ${record.ip} on ${record.ifname}`;
-    return this.#hop(place, what, blocked ?? fault);
+    return this.#hop(place, what, blocked ?? fault, this.#mended(network, endpoint));
   }
 
   #deviceHop(network: NetworkId, plan: Plan): HopView {
     const { agent } = this.#parts;
     const vni = agent.loop.node.state.network(network)?.vni;
-    const fault = faultOf(
+    const fault = this.#fault(
       plan,
       ({ type }) =>
         type === "create-namespace" ||
@@ -197,7 +211,8 @@ export class TraceHere {
         type === "create-vxlan" ||
         type === "set-vxlan",
     );
-    return this.#hop(namespaceName(network), `${VXLAN_LINK}, VNI ${vni ?? "unknown"}`, fault);
+    const what = `${VXLAN_LINK}, VNI ${vni ?? "unknown"}`;
+    return this.#hop(namespaceName(network), what, fault, this.#mended(network, VXLAN_LINK, "namespace"));
   }
 
   #underlayHop(vtep: IpAddr, networkMtu: number): HopView {
@@ -215,16 +230,31 @@ export class TraceHere {
     };
   }
 
-  #hop(place: string, what: string, problem: string | undefined): HopView {
+  #hop(place: string, what: string, problem: string | undefined, mended?: string): HopView {
     const node = this.#parts.agent.config.name;
-    return { node, place, what, status: problem === undefined ? "ok" : "broken", detail: problem ?? "" };
+    const status = problem === undefined ? "ok" : "broken";
+    return { node, place, what, status, detail: problem ?? mended ?? "" };
   }
-}
 
-/** What is wrong where the first such step is needed; undefined when none is. */
-function faultOf({ steps, faults }: Plan, wanted: (step: OverlayStep) => boolean): string | undefined {
-  const index = steps.findIndex(wanted);
-  return index < 0 ? undefined : (faults[index] ?? "the kernel differs (netctl plan)");
+  /** What is wrong where the first such step is needed; undefined when none is. */
+  #fault({ steps, faults }: Plan, wanted: (step: OverlayStep) => boolean): string | undefined {
+    const index = steps.findIndex(wanted);
+    return index < 0 ? undefined : this.#unrepaired(faults[index] ?? "the kernel differs (netctl plan)");
+  }
+
+  /** Nobody is to wait for it to pass. */
+  #unrepaired(fault: string): string {
+    return this.#parts.agent.repair ? fault : `${fault} (repair is off)`;
+  }
+
+  /** That it was mended in the last minutes, as far as it is about one of the objects. */
+  #mended(network: NetworkId, ...objects: readonly string[]): string | undefined {
+    const { agent } = this.#parts;
+    const name = agent.networkName(network);
+    const found = objects.flatMap((one) => agent.repairs.lastOf(name, one, agent.loop.now()) ?? []);
+    const [last] = found.sort((a, b) => a.agoMs - b.agoMs);
+    return last && `repaired ${Math.round(last.agoMs / 1000)} s ago: ${last.text}`;
+  }
 }
 
 function traceEnd({ id, name, network, ip, mac, node }: EndpointView, networkId: NetworkId): TraceEnd {

@@ -2,7 +2,7 @@ import { errorText, NetError } from "../base/error.ts";
 import type { IpAddr } from "../base/ip.ts";
 import { Netns } from "../kernel/netns.ts";
 import { NftTableKeeper, type CountedAddress } from "../kernel/nft.ts";
-import { describeRepair, isEmptyPlan } from "../mesh/plan.ts";
+import { asDue, describeRepair, isEmptyPlan } from "../mesh/plan.ts";
 import {
   STRANGER_SETS,
   STRANGERS_COUNTER,
@@ -58,9 +58,14 @@ export class UnderlayFilter implements Dependent {
     }, BREATH_MS);
   }
 
+  lookAgain(): void {
+    this.refresh();
+  }
+
   /** Resolves when the filter stands, so that a network may come up. @throws NetError */
   async ensure(): Promise<void> {
-    await this.#reconcile();
+    // A network that comes up is our own change: it must not be without the filter, whoever took it away.
+    await this.#reconcile(true);
     if (this.#problem !== undefined) throw this.#problem;
   }
 
@@ -103,19 +108,23 @@ export class UnderlayFilter implements Dependent {
   }
 
   /** One after the other: a keeper does one thing at a time. */
-  #reconcile(): Promise<void> {
-    this.#working = this.#working.then(() => this.#reconcileOnce());
+  #reconcile(repair = this.#agent.repair): Promise<void> {
+    this.#working = this.#working.then(() => this.#reconcileOnce(repair));
     return this.#working;
   }
 
-  async #reconcileOnce(): Promise<void> {
+  async #reconcileOnce(repair: boolean): Promise<void> {
     if (this.#closed) return;
     try {
       const desired = this.#isNeeded()
         ? vxlanFilter(this.#agent.config.dataPathPort, this.#vteps())
         : undefined;
-      const { plan, repaired } = await this.#keeper.reconcile(desired);
+      const { plan, repaired, drift } = await this.#keeper.reconcile(desired, { repair });
       this.#problem = undefined;
+      if (!this.#agent.repair) {
+        const text = drift && asDue(`nftables table ${VXLAN_TABLE}: ${describeRepair(drift)}`);
+        this.#agent.stands(VXLAN_TABLE, VXLAN_TABLE, text === undefined ? [] : [{ text }]);
+      }
       if (isEmptyPlan(plan)) return;
       this.counters.changes++;
       if (!repaired) return;

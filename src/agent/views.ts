@@ -24,6 +24,9 @@ import type {
   TableRowView,
 } from "./control-protocol.ts";
 
+/** Faults told with one peer. */
+const MAX_FAULTS = 10;
+
 /** What a peer's data path is known to be like. */
 export interface DataPathView {
   readonly state: "ok" | "blocked" | "unknown";
@@ -308,6 +311,22 @@ export class Views {
       .sort((a, b) => compare(a.network, b.network) || compare(a.table, b.table) || compare(a.key, b.key));
   }
 
+  /** What stands in the way to these VTEPs; of this node what concerns the way to all. */
+  #faults(self: boolean, vteps: readonly IpAddr[]): string[] {
+    const { standing, reconciler } = this.#agent;
+    const found = standing
+      .all()
+      .filter(({ vtep }) => (vtep === undefined ? self : vteps.includes(vtep)))
+      .map(({ subject, text }) => `${subject}: ${text}`);
+    const problems = self
+      ? [...reconciler.networks].flatMap((network) => {
+          const problem = reconciler.problem(network);
+          return problem === undefined ? [] : [`${this.#agent.networkName(network)}: ${problem.message}`];
+        })
+      : [];
+    return [...found, ...problems].slice(0, MAX_FAULTS);
+  }
+
   #drains(owner: NodeName): boolean {
     const facts = this.#agent.loop.node.peer(owner);
     return facts !== undefined && this.#agent.loop.node.state.availability(facts.id) === "drain";
@@ -331,6 +350,7 @@ export class Views {
       dataPath: path.state,
       dataPathDetail: path.detail,
       mtu: path.mtu,
+      faults: this.#faults(self, facts?.vteps ?? [vtep]),
       vtep,
       capabilities: [...(facts?.capabilities ?? [])],
       version: facts?.version ?? "",

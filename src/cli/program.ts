@@ -30,7 +30,7 @@ const GROUPS: readonly Group[] = [
   { verbs: ["service"], load: async () => (await import("./commands/service.ts")).addServiceCommands },
   { verbs: ["tables"], load: async () => (await import("./commands/tables.ts")).addTablesCommand },
   {
-    verbs: ["plan", "events", "doctor", "resolve"],
+    verbs: ["plan", "events", "doctor", "repair", "resolve"],
     load: async () => (await import("./commands/look.ts")).addLookCommands,
   },
   { verbs: ["trace", "capture"], load: async () => (await import("./commands/trace.ts")).addTraceCommands },

@@ -34,9 +34,13 @@ const BACKENDS: readonly Backend[] = [
 
 /**
  * With `leg` the interface of the ingress network our flows are let through; without it our rules are taken out.
- * Returns whether anything was changed. @throws NetError `IPTABLES_REFUSED`, `IPTABLES_MISSING`
+ * Returns whether anything was to be changed; `mayChange` false only looks. @throws NetError `IPTABLES_REFUSED`, `IPTABLES_MISSING`
  */
-export async function reconcileForwardPolicy(netns: Netns, leg: string | undefined): Promise<boolean> {
+export async function reconcileForwardPolicy(
+  netns: Netns,
+  leg: string | undefined,
+  mayChange = true,
+): Promise<boolean> {
   let changed = false;
   for (const { program, inUse } of BACKENDS) {
     if (!inUse(netns)) continue;
@@ -45,9 +49,10 @@ export async function reconcileForwardPolicy(netns: Netns, leg: string | undefin
     const wanted = leg !== undefined && drops ? rulesFor(leg) : [];
     const present = listing.split("\n").filter((line) => line.includes(`"${COMMENT}"`));
     if (present.length === wanted.length) continue;
+    changed = true;
+    if (!mayChange) continue;
     for (const rule of rulesOf(present)) await mustRun(netns, program, ["-w", "-D", "FORWARD", ...rule]);
     for (const rule of wanted) await mustRun(netns, program, ["-w", "-I", "FORWARD", ...rule]);
-    changed = true;
   }
   return changed;
 }

@@ -5,7 +5,7 @@
 import { type IpAddr, isIpv4 } from "../base/ip.ts";
 import type { MacAddr } from "../base/mac.ts";
 import { finish, SLICE_ROWS, type Sliced } from "../base/sliced.ts";
-import type { OverlayStep } from "../overlay/plan.ts";
+import type { FoundEntry, OverlayStep, UnlikeEntry } from "../overlay/plan.ts";
 import {
   decodeFdbEntry,
   decodeNeighbor,
@@ -97,23 +97,23 @@ function addEntry(batch: NetlinkBatch, ifindex: number, step: EntryStep): void {
 
 /**
  * What the kernel has on one VXLAN device. Loaded by a dump and kept true by the kernel's notifications; own
- * writes are entered at once, so that their echo is no news. An entry that is not as we write it is undefined.
+ * writes are entered at once, so that their echo is no news.
  */
 export class EntryMirror {
   readonly ifindex: number;
-  #neighbors = new Map<IpAddr, MacAddr | undefined>();
-  #fdb = new Map<MacAddr, IpAddr | undefined>();
+  #neighbors = new Map<IpAddr, FoundEntry<MacAddr>>();
+  #fdb = new Map<MacAddr, FoundEntry<IpAddr>>();
   #changes = 0;
 
   constructor(ifindex: number) {
     this.ifindex = ifindex;
   }
 
-  get neighbors(): ReadonlyMap<IpAddr, MacAddr | undefined> {
+  get neighbors(): ReadonlyMap<IpAddr, FoundEntry<MacAddr>> {
     return this.#neighbors;
   }
 
-  get fdb(): ReadonlyMap<MacAddr, IpAddr | undefined> {
+  get fdb(): ReadonlyMap<MacAddr, FoundEntry<IpAddr>> {
     return this.#fdb;
   }
 
@@ -211,14 +211,16 @@ export class EntryMirror {
   #enterNeighbor(neighbor: Neighbor): boolean {
     // The kernel's own, made for its multicast traffic on any device.
     if (isMulticast(neighbor.ip) || neighbor.state === NUD.failed) return false;
-    const ours = neighbor.state === NUD.permanent && neighbor.flags === 0;
-    return replace(this.#neighbors, neighbor.ip, ours ? neighbor.mac : undefined);
+    const { ip, mac, state, flags } = neighbor;
+    const ours = state === NUD.permanent && flags === 0 && mac !== undefined;
+    return replace(this.#neighbors, ip, ours ? mac : unlike(mac, state, flags));
   }
 
   #enterFdb(entry: FdbEntry): boolean {
     if (entry.ifindex !== this.ifindex || !isDevicesOwn(entry)) return false;
-    const ours = entry.state === NUD.permanent && entry.flags === NTF.self;
-    return replace(this.#fdb, entry.mac, ours ? entry.vtep : undefined);
+    const { mac, vtep, state, flags } = entry;
+    const ours = state === NUD.permanent && flags === NTF.self && vtep !== undefined;
+    return replace(this.#fdb, mac, ours ? vtep : unlike(vtep, state, flags & ~NTF.self));
   }
 }
 
@@ -228,10 +230,25 @@ function isDevicesOwn(entry: FdbEntry): boolean {
 }
 
 /** Whether that changed anything. */
-function replace<K, V>(map: Map<K, V>, key: K, value: V): boolean {
-  if (map.has(key) && map.get(key) === value) return false;
+function replace<K, To extends string>(map: Map<K, FoundEntry<To>>, key: K, value: FoundEntry<To>): boolean {
+  const before = map.get(key);
+  if (before !== undefined && textOf(before) === textOf(value)) return false;
   map.set(key, value);
   return true;
+}
+
+function textOf(entry: FoundEntry<string>): string {
+  return typeof entry === "string" ? entry : entry.unlike;
+}
+
+/** `192.0.2.66 (dynamic)`: where it leads, and what else is not as we write it. */
+function unlike(to: string | undefined, state: number, flags: number): UnlikeEntry {
+  const how = [
+    (state & NUD.permanent) === 0 && "dynamic",
+    (state & ~NUD.permanent) !== 0 && (state & NUD.permanent) !== 0 && "static",
+    flags !== 0 && `flags 0x${flags.toString(16)}`,
+  ].filter((word) => word !== false);
+  return { unlike: `${to ?? "nothing"}${how.length === 0 ? "" : ` (${how.join(", ")})`}` };
 }
 
 function isMulticast(ip: IpAddr): boolean {

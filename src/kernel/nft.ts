@@ -63,7 +63,12 @@ export interface NftOutcome {
   readonly plan: RulesetPlan;
   /** Another hand had changed our table. */
   readonly repaired: boolean;
+  /** What it had changed and was left; undefined when nothing, or when all was repaired. */
+  readonly drift?: RulesetPlan;
 }
+
+/** Thrown at what would need a repair first, where none may be done. */
+const NOT_REPAIRED = "not-repaired";
 
 /** An address the kernel has seen, and how many packets of it. */
 export interface CountedAddress {
@@ -91,6 +96,8 @@ export class NftTableKeeper implements Disposable {
   #known: { readonly ruleset: Ruleset; readonly generation: number; readonly structure: string } | undefined;
   /** Another hand changed something of our table, or may have. */
   #touched = false;
+  /** It did, and that was left: the generation does not show it. */
+  #drifted = false;
 
   /** In `netns`, or in the namespace of this process. `netns` must stay open as long as this. @throws NetError */
   constructor(netns?: Netns, table = TABLE) {
@@ -116,11 +123,12 @@ export class NftTableKeeper implements Disposable {
   /**
    * Makes the table what `desired` says; undefined removes it. Looks into the kernel only when somebody else
    * changed our table (a hundred thousand elements take a quarter of a second), which notifications tell, or with
-   * `deep`, when the ruleset's generation shows that anything changed. @throws NetError
+   * `deep`, when the ruleset's generation shows that anything changed. With `repair` false only the change from what
+   * was desired before is made, and what another hand did is left. @throws NetError
    */
   async reconcile(
     desired: Ruleset | undefined,
-    options: { readonly deep?: boolean } = {},
+    options: { readonly deep?: boolean; readonly repair?: boolean } = {},
   ): Promise<NftOutcome> {
     if (desired === undefined) {
       this.#known = undefined;
@@ -128,10 +136,14 @@ export class NftTableKeeper implements Disposable {
       if (table !== undefined) this.remove();
       return { plan: { changes: [] }, repaired: false };
     }
+    const known = this.#known;
+    if (options.repair === false && known !== undefined)
+      return this.#update(desired, known.ruleset, options.deep === true);
     for (let attempt = 1; ; attempt++) {
       const { plan, repaired, generation } = this.#plan(desired, options.deep === true);
       try {
         await this.#apply(desired, plan, generation);
+        this.#drifted = false;
         return { plan, repaired };
       } catch (error) {
         // Elements are not what we thought, or the ruleset moved on: look again, at everything.
@@ -139,6 +151,28 @@ export class NftTableKeeper implements Disposable {
         if (attempt >= ATTEMPTS || !RETRIED.has(errorCode(error) ?? "")) throw error;
       }
     }
+  }
+
+  /** Leaves what another hand did, and tells it. @throws NetError `not-repaired` when that is in the way */
+  async #update(desired: Ruleset, before: Ruleset, deep: boolean): Promise<NftOutcome> {
+    const { plan: found } = this.#plan(before, deep);
+    const drift = isEmptyPlan(found) ? {} : { drift: found };
+    this.#drifted = !isEmptyPlan(found);
+    const plan = planUpdate(desired, before);
+    if (!isEmptyPlan(plan)) {
+      const known = this.#known;
+      try {
+        await this.#apply(desired, plan, this.generation());
+      } catch (cause) {
+        this.#known = known;
+        if (!(cause instanceof NetError)) throw cause;
+        const cure = "repair is off, and another hand changed the table: netctl repair on";
+        throw new NetError(NOT_REPAIRED, `${cause.message} (${cure})`, { cause });
+      }
+    } else if (!this.#drifted) await this.#apply(desired, plan, this.generation());
+    // The next touch is news, whatever stands.
+    this.#touched = false;
+    return { plan, repaired: false, ...drift };
   }
 
   /** What `reconcile` would do now, for `netctl plan`. @throws NetError */
@@ -267,7 +301,9 @@ export class NftTableKeeper implements Disposable {
     const generation = this.generation();
     this.#events.pump();
     const known = this.#known;
-    if (known !== undefined && (known.generation === generation || !(deep || this.#touched))) {
+    const sameAsLeft =
+      known !== undefined && !this.#drifted && (known.generation === generation || !(deep || this.#touched));
+    if (sameAsLeft) {
       const plan = planUpdate(desired, known.ruleset);
       return { plan, repaired: false, generation };
     }

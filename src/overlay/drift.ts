@@ -1,13 +1,99 @@
 /** What was wrong where a step of the plan is needed although nothing of ours changed: for events, doctor and trace. */
 import { unreachable } from "../base/assert.ts";
-import { formatCidr } from "../base/ip.ts";
+import { formatCidr, type IpAddr } from "../base/ip.ts";
+import { SLICE_ROWS, type Sliced } from "../base/sliced.ts";
 import type { DesiredOverlay } from "./desired.ts";
 import { VXLAN_LINK } from "./naming.ts";
-import { type ActualOverlay, formatStep, gatewayLink, type OverlayStep } from "./plan.ts";
+import {
+  type ActualOverlay,
+  derivePlan,
+  type FoundEntry,
+  formatStep,
+  gatewayLink,
+  type OverlayStep,
+} from "./plan.ts";
 
-/** One line: what the kernel had, then the step that mends it. `actual` is as it was when the step was planned. */
-export function describeDrift(desired: DesiredOverlay, actual: ActualOverlay, step: OverlayStep): string {
-  return `${fault(desired, actual, step)}: ${formatStep(desired.network, step)}`;
+/** A difference that no change of ours explains. */
+export interface Drift {
+  /** One line: what the kernel had, then the step that mends it. */
+  readonly text: string;
+  /** What it is about, as `driftObject` names it. */
+  readonly object: string;
+  /** Behind which the peer is that an entry is about; absent for what is of this node. */
+  readonly vtep?: IpAddr;
+}
+
+/** `actual` is as it was when the step was planned. */
+export function describeDrift(desired: DesiredOverlay, actual: ActualOverlay, step: OverlayStep): Drift {
+  const vtep = vtepOf(desired, step);
+  return {
+    text: `${fault(desired, actual, step)}: ${formatStep(desired.network, step)}`,
+    object: driftObject(step),
+    ...(vtep === undefined ? {} : { vtep }),
+  };
+}
+
+/**
+ * Parts a plan in what another hand's doing makes necessary and what our own changes do: a step that was needed as well
+ * for what was desired when the kernel last agreed is about drift.
+ */
+export function* separateDrift(
+  agreed: DesiredOverlay,
+  actual: ActualOverlay,
+  steps: readonly OverlayStep[],
+): Sliced<{ readonly drift: readonly OverlayStep[]; readonly ours: readonly OverlayStep[] }> {
+  if (steps.length === 0) return { drift: [], ours: [] };
+  const before = yield* derivePlan(agreed, actual);
+  const known = new Set<string>();
+  let rows = 0;
+  for (const step of before.steps) {
+    if (++rows % SLICE_ROWS === 0) yield;
+    known.add(formatStep(agreed.network, step));
+  }
+  const drift: OverlayStep[] = [];
+  const ours: OverlayStep[] = [];
+  for (const step of steps) {
+    if (++rows % SLICE_ROWS === 0) yield;
+    (known.has(formatStep(agreed.network, step)) ? drift : ours).push(step);
+  }
+  return { drift, ours };
+}
+
+/** What a step is about: equal for the steps that a hop of a packet's way depends on. */
+export function driftObject(step: OverlayStep): string {
+  switch (step.type) {
+    case "create-namespace":
+    case "pin-namespace":
+    case "set-sysctl":
+    case "delete-namespace":
+      return "namespace";
+    case "create-vxlan":
+    case "set-vxlan":
+    case "delete-vxlan":
+      return VXLAN_LINK;
+    case "create-gateway":
+    case "set-gateway":
+    case "delete-gateway":
+      return "gateway";
+    case "create-endpoint":
+    case "set-endpoint":
+      return step.endpoint.id;
+    case "delete-endpoint":
+      return step.id;
+    case "set-fdb":
+    case "delete-fdb":
+      return `fdb ${step.mac}`;
+    case "set-neighbor":
+    case "delete-neighbor":
+      return `neighbor ${step.ip}`;
+    default:
+      return unreachable(step);
+  }
+}
+
+function vtepOf({ fdb }: DesiredOverlay, step: OverlayStep): IpAddr | undefined {
+  if (step.type === "set-fdb") return step.vtep;
+  return step.type === "set-neighbor" ? fdb.get(step.mac) : undefined;
 }
 
 function fault(desired: DesiredOverlay, actual: ActualOverlay, step: OverlayStep): string {
@@ -30,14 +116,10 @@ function fault(desired: DesiredOverlay, actual: ActualOverlay, step: OverlayStep
       return `${step.endpoint.ifname} was gone`;
     case "set-endpoint":
       return `${step.ifname} ${endpointFaults(step, actual).join(" and ")}`;
-    case "set-fdb": {
-      const found = actual.fdb.get(step.mac);
-      return `the FDB entry of ${step.mac} ${entryFault(found, actual.fdb.has(step.mac))}`;
-    }
-    case "set-neighbor": {
-      const found = actual.neighbors.get(step.ip);
-      return `the neighbor ${step.ip} ${entryFault(found, actual.neighbors.has(step.ip))}`;
-    }
+    case "set-fdb":
+      return `the FDB entry of ${step.mac} ${entryFault(actual.fdb.get(step.mac))}`;
+    case "set-neighbor":
+      return `the neighbor ${step.ip} ${entryFault(actual.neighbors.get(step.ip))}`;
     case "delete-neighbor":
       return `there was a neighbor ${step.ip} that no row has`;
     case "delete-fdb":
@@ -55,9 +137,9 @@ function fault(desired: DesiredOverlay, actual: ActualOverlay, step: OverlayStep
   }
 }
 
-function entryFault(found: string | undefined, present: boolean): string {
-  if (!present) return "was gone";
-  return found === undefined ? "was not as we write it" : `pointed to ${found}`;
+function entryFault(found: FoundEntry<string> | undefined): string {
+  if (found === undefined) return "was gone";
+  return `pointed to ${typeof found === "string" ? found : found.unlike}`;
 }
 
 function deviceFaults(

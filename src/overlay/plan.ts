@@ -78,9 +78,17 @@ export interface ActualOverlay {
    * (nothing of ours can be in it), `missing` when nothing is at its path.
    */
   readonly sandboxes: ReadonlyMap<EndpointId, number | "unknown" | "missing">;
-  /** On the VXLAN device. Undefined: an entry that is not as we write it (not permanent, other flags). */
-  readonly neighbors: ReadonlyMap<IpAddr, MacAddr | undefined>;
-  readonly fdb: ReadonlyMap<MacAddr, IpAddr | undefined>;
+  /** On the VXLAN device. */
+  readonly neighbors: ReadonlyMap<IpAddr, FoundEntry<MacAddr>>;
+  readonly fdb: ReadonlyMap<MacAddr, FoundEntry<IpAddr>>;
+}
+
+/** What an entry leads to, or what is in the place of one of ours. */
+export type FoundEntry<To extends string> = To | UnlikeEntry;
+
+/** Not as we write entries (not permanent, other flags, several destinations): what it is, for people. */
+export interface UnlikeEntry {
+  readonly unlike: string;
 }
 
 /**

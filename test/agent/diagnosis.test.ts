@@ -7,6 +7,7 @@ const WELL: NodeReport = {
   keys: ["aaaa", "bbbb"],
   drift: [],
   repairs: [],
+  repairOff: false,
   badChecksums: [],
   underlayDevice: "eth0",
   problems: [],

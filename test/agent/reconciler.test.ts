@@ -75,12 +75,51 @@ test("what is not done because a device is missing is not tried, and an endpoint
   );
 });
 
+test("without repair another hand's doing stands, our own changes are made, and switching back mends it", async () => {
+  using lab = new KernelLab();
+  const [a] = lab.hosts(["192.0.2.1/24", "192.0.2.7/24"]);
+  const world = new World(lab, a);
+  world.peers = manyPeers(3, 3);
+  using reconciler = world.reconciler();
+  await reconciler.settled(world.network.id, SETTLE_MS);
+  reconciler.setRepair(false);
+  await reconciler.settled(world.network.id, SETTLE_MS);
+  world.overlay("bridge", "fdb", "del", "02:42:0a:10:00:01", "dev", "vxlan0");
+  const standing = (until: (count: number) => boolean): Promise<number> =>
+    waitFor("what stands", () => world.standing.length, { withinMs: SETTLE_MS, until });
+  await standing((count) => count === 1);
+  assert.match(world.standing[0] ?? "", /^the FDB entry of 02:42:0a:10:00:01 was gone: set fdb/);
+  world.peers = manyPeers(5, 5);
+  await reconciler.settled(world.network.id, SETTLE_MS);
+  const entries = "bridge fdb show dev vxlan0 | grep -c permanent";
+  assert.equal(world.count(entries), 4);
+  assert.equal(world.count("ip neigh show dev vxlan0 nud permanent | wc -l"), 5);
+  assert.equal(world.standing.length, 1);
+  // What our own change makes of it is no drift any more: the row is gone.
+  world.peers = manyPeers(5, 5).slice(2);
+  await reconciler.settled(world.network.id, SETTLE_MS);
+  await standing((count) => count === 0);
+  world.overlay("ip", "link", "set", "vxlan0", "down");
+  // A device that goes down takes its neighbors along.
+  await standing((count) => count === 4);
+  assert.deepEqual(world.told, []);
+  reconciler.setRepair(true);
+  await waitFor("the repair to be told", () => world.told.join(), {
+    withinMs: SETTLE_MS,
+    until: (told) => /^mended: vxlan0 was down: set vxlan/.test(told),
+  });
+  assert.deepEqual((await reconciler.plan(world.network.id)).steps, []);
+  assert.deepEqual(world.failures, []);
+});
+
 /** One network on one host with one local endpoint, and whatever peers the test says. */
 class World {
   readonly network;
   readonly sandbox;
   peers: readonly RemotePeer[] = [];
   readonly failures: string[] = [];
+  readonly told: string[] = [];
+  standing: readonly string[] = [];
   readonly #lab: KernelLab;
   readonly #host: LabHost;
 
@@ -100,7 +139,8 @@ class World {
       mayPrune: () => true,
       beforeDevice: () => Promise.resolve(),
       now: () => instant(performance.now()),
-      onRepair: () => undefined,
+      onRepair: (_network, faults) => this.told.push(...faults.map(({ text }) => `mended: ${text}`)),
+      onStanding: (_network, faults) => (this.standing = faults.map(({ text }) => text)),
       onFailure: (_network, error: NetError) => this.failures.push(error.message),
     });
     return Object.assign(reconciler, { [Symbol.dispose]: () => reconciler.close() });

@@ -11,6 +11,8 @@ import {
   type LocalEndpoint,
   type RemotePeer,
 } from "../../src/overlay/desired.ts";
+import { finish } from "../../src/base/sliced.ts";
+import { separateDrift } from "../../src/overlay/drift.ts";
 import { type ActualOverlay, formatStep, planOverlay } from "../../src/overlay/plan.ts";
 import { BLUE } from "./blue.ts";
 import { applyToModel, emptyActual, withSandboxes } from "./model.ts";
@@ -41,6 +43,24 @@ test("whatever another hand changed is repaired", () => {
     fc.property(anyDesired, anyDamage, (desired, damage) => {
       const healthy = converge(desired, emptyActual(desired));
       converge(desired, damage(healthy));
+    }),
+  );
+});
+
+test("what another hand did is told from what our own changes ask for", () => {
+  fc.assert(
+    fc.property(anyDesired, anyDamage, (desired, damage) => {
+      const actual = damage(converge(desired, emptyActual(desired)));
+      const { steps } = planOverlay(desired, actual);
+      assert.deepEqual(finish(separateDrift(desired, actual, steps)), { drift: steps, ours: [] });
+    }),
+  );
+  fc.assert(
+    fc.property(anyDesired, anyDesired, (before, after) => {
+      const actual = withSandboxes(after, converge(before, emptyActual(before)));
+      const { steps } = planOverlay(after, actual);
+      const { drift, ours } = finish(separateDrift(before, withSandboxes(before, actual), steps));
+      assert.deepEqual([drift, ours], [[], steps]);
     }),
   );
 });
@@ -195,7 +215,7 @@ const anyDamage = fc
       (actual) => ({ ...actual, fdb: new Map() }),
       (actual) => ({
         ...actual,
-        neighbors: new Map([...actual.neighbors.keys()].map((ip) => [ip, undefined])),
+        neighbors: new Map([...actual.neighbors.keys()].map((ip) => [ip, { unlike: "nothing" }])),
       }),
       (actual) => ({
         ...actual,

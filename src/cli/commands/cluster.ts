@@ -1,7 +1,7 @@
 import type { Command } from "commander";
 import type { KeyAnswer, NodeView, PeerView } from "../../agent/control-protocol.ts";
 import { contextOf, UsageError } from "../context.ts";
-import { age, renderPairs, renderTable, shortId, type Colour, type Screen } from "../render.ts";
+import { age, paint, renderPairs, renderTable, shortId, type Colour, type Screen } from "../render.ts";
 
 const STATE_COLOURS: Readonly<Record<string, Colour>> = {
   alive: "green",
@@ -42,6 +42,7 @@ export function addClusterCommands(program: Command): void {
               "Event loop",
               `late by ${info.loopDelayMs.p99} ms (p99), ${info.loopDelayMs.longest} ms at most in the last minute`,
             ],
+            ...(info.repair === "on" ? [] : [["Repair", "off (netctl repair on)"] as const]),
             ["Data", info.dataDir],
             ["Up", `${age(info.uptimeSeconds * 1000)}, pid ${info.pid}`],
           ],
@@ -200,6 +201,19 @@ function addNodeCommands(program: Command): void {
 }
 
 function renderPeers(peers: PeerView[], screen: Screen): string {
+  return renderPeerTable(peers, screen) + troublesText(peers, screen);
+}
+
+/** Below the table, a line for what a word in it stands for; nothing when all is well. */
+function troublesText(peers: readonly PeerView[], screen: Screen): string {
+  const lines = peers.flatMap(({ name, state, dataPathDetail, faults }) => [
+    ...(dataPathDetail === "" || state === "dead" || state === "left" ? [] : [`${name}: ${dataPathDetail}`]),
+    ...faults.map((fault) => `${name}: ${fault}`),
+  ]);
+  return lines.map((line) => `${paint(line, "yellow", screen)}\n`).join("");
+}
+
+function renderPeerTable(peers: PeerView[], screen: Screen): string {
   return renderTable(
     peers,
     [
@@ -221,7 +235,8 @@ function renderPeers(peers: PeerView[], screen: Screen): string {
 /** In one word; the sentence is in the JSON and in `netctl doctor`. */
 function pathText(peer: PeerView): string {
   if (peer.dataPath === "blocked" && peer.dataPathDetail.startsWith("one way")) return "one-way";
-  return peer.dataPath === "ok" && peer.dataPathDetail !== "" ? "small-mtu" : peer.dataPath;
+  if (peer.dataPath === "ok" && peer.dataPathDetail !== "") return "small-mtu";
+  return peer.dataPath === "ok" && peer.faults.length > 0 ? "drift" : peer.dataPath;
 }
 
 function renderKeys(answers: KeyAnswer[], screen: Screen): string {

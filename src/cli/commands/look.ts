@@ -1,9 +1,9 @@
 import type { Command } from "commander";
-import type { DoctorView, PlanView, ResolveView } from "../../agent/control-protocol.ts";
-import { contextOf, parseDuration } from "../context.ts";
+import type { DoctorView, PlanView, RepairView, ResolveView } from "../../agent/control-protocol.ts";
+import { contextOf, parseDuration, UsageError } from "../context.ts";
 import { age, paint, renderTable, type Screen } from "../render.ts";
 
-/** plan, events, doctor, resolve: what the agent knows, wants, did and thinks is wrong. */
+/** plan, events, doctor, repair, resolve: what the agent knows, wants, did and thinks is wrong. */
 export function addLookCommands(program: Command): void {
   program
     .command("plan")
@@ -48,6 +48,22 @@ export function addLookCommands(program: Command): void {
       if (!report.ok) process.exitCode = 1;
     });
   program
+    .command("repair")
+    .description("show or switch whether this node's agent mends what other hands change in the kernel")
+    .argument("[mode]", "on or off; off: it is told (doctor, peers, trace, events) and left alone")
+    .addHelpText(
+      "after",
+      "\nExample:\n  netctl repair off    look at a fault while it stands; a restart of the agent forgets it\n  netctl repair on",
+    )
+    .action(async (mode: string | undefined, _options, command: Command) => {
+      const context = contextOf(command);
+      if (mode !== undefined && mode !== "on" && mode !== "off")
+        throw new UsageError(`repair '${mode}' is not on or off`);
+      const { timeoutMs } = context;
+      const params = mode === undefined ? { timeoutMs } : ({ repair: mode, timeoutMs } as const);
+      context.print(await context.client.call("repair", params), renderRepair);
+    });
+  program
     .command("resolve")
     .description("what a name means to an endpoint of this node: what it is tried as, and the rows behind it")
     .argument("<name>")
@@ -57,6 +73,11 @@ export function addLookCommands(program: Command): void {
       const context = contextOf(command);
       context.print(await context.client.call("resolve", { name, from }), renderResolve);
     });
+}
+
+function renderRepair({ repair, standing }: RepairView): string {
+  const lines = standing.map(({ subject, text }) => `${subject}: ${text}\n`);
+  return `repair is ${repair}\n${lines.join("")}`;
 }
 
 /** A line for each row and definition behind each meaning, then what is answered. */
