@@ -110,7 +110,7 @@ async function dispatch<M extends Method>(
     const issue = parsed.error.issues[0];
     throw new NetError(
       "bad-request",
-      `${method}: ${issue?.path.join(".") ?? ""}: ${issue?.message ?? "invalid"}`,
+      `${method.replace(".", " ")}: ${String(issue?.path[0] ?? "parameters")}: ${issue?.message ?? "invalid"}`,
     );
   }
   return handlers[method](parsed.data as ParsedParams<M>, reporter);

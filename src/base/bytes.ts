@@ -290,7 +290,7 @@ export function toHex(bytes: Uint8Array): string {
 /** @throws DecodeError on an odd length or a character outside `[0-9a-fA-F]`. */
 export function fromHex(text: string): Uint8Array {
   if (text.length % 2 !== 0 || /[^0-9a-fA-F]/.test(text))
-    throw new DecodeError("hex", 0, "not pairs of hex digits");
+    throw new DecodeError("hex", undefined, "is not pairs of hex digits");
   const bytes = new Uint8Array(text.length / 2);
   for (let i = 0; i < bytes.length; i++) bytes[i] = Number.parseInt(text.slice(2 * i, 2 * i + 2), 16);
   return bytes;

@@ -12,14 +12,14 @@ export class NetError extends Error {
   }
 }
 
-/** Bytes that are not a valid `format`. The only error a decoder throws. */
+/** Bytes or a text that are not a valid `format`. The only error a decoder throws. */
 export class DecodeError extends Error {
   readonly format: string;
-  /** Byte offset in the input where decoding stopped. */
-  readonly offset: number;
+  /** Byte offset in the input where decoding stopped; undefined when it is the whole that does not fit. */
+  readonly offset: number | undefined;
 
-  constructor(format: string, offset: number, detail: string) {
-    super(`${format} at byte ${offset}: ${detail}`);
+  constructor(format: string, offset: number | undefined, detail: string) {
+    super(offset === undefined ? `${format} ${detail}` : `${format} at byte ${offset}: ${detail}`);
     this.name = "DecodeError";
     this.format = format;
     this.offset = offset;

@@ -17,13 +17,13 @@ export type Vni = Brand<number, "Vni">;
 const OBJECT_ID = /^[A-Za-z0-9_.-]{1,64}$/;
 
 function parseWith(pattern: RegExp, format: string, text: string): string {
-  if (!pattern.test(text)) throw new DecodeError(format, 0, `'${text.slice(0, 80)}' is not a valid id`);
+  if (!pattern.test(text)) throw new DecodeError(format, undefined, `'${text.slice(0, 80)}' is not valid`);
   return text;
 }
 
 export function nodeName(text: string): NodeName {
   if (text.length === 0 || text.length > 255)
-    throw new DecodeError("node name", 0, "must have 1 to 255 characters");
+    throw new DecodeError("node name", undefined, "must have 1 to 255 characters");
   return text as NodeName;
 }
 export function nodeId(text: string): NodeId {
@@ -41,7 +41,7 @@ export function endpointId(text: string): EndpointId {
 }
 export function vni(value: number): Vni {
   if (!Number.isInteger(value) || value < 0 || value > 0xffffff) {
-    throw new DecodeError("VNI", 0, `${value} is outside 0 … 16777215`);
+    throw new DecodeError("VNI", undefined, `${value} is outside 0 … 16777215`);
   }
   return value as Vni;
 }

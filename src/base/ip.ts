@@ -26,7 +26,7 @@ const IPV4 = /^(25[0-5]|2[0-4]\d|1?\d?\d)(\.(25[0-5]|2[0-4]\d|1?\d?\d)){3}$/;
 export function parseIp(text: string): IpAddr {
   const ip = tryParseIp(text);
   if (ip === undefined)
-    throw new DecodeError("IP address", 0, `'${text.slice(0, 60)}' is not an IPv4 or IPv6 address`);
+    throw new DecodeError("IP address", undefined, `'${text.slice(0, 60)}' is neither IPv4 nor IPv6`);
   return ip;
 }
 
@@ -58,7 +58,8 @@ export function ipToBytes(ip: IpAddr): Uint8Array {
 /** 4 or 16 bytes; an IPv4-mapped IPv6 address becomes IPv4. @throws DecodeError on another length. */
 export function ipFromBytes(bytes: Uint8Array): IpAddr {
   if (bytes.length === 4) return bytes.join(".") as IpAddr;
-  if (bytes.length !== 16) throw new DecodeError("IP address", 0, `has ${bytes.length} bytes, not 4 or 16`);
+  if (bytes.length !== 16)
+    throw new DecodeError("IP address", undefined, `has ${bytes.length} bytes, not 4 or 16`);
   const mapped =
     bytes.subarray(0, 10).every((byte) => byte === 0) && bytes[10] === 0xff && bytes[11] === 0xff;
   if (mapped) return bytes.subarray(12).join(".") as IpAddr;
@@ -96,7 +97,11 @@ export function parseCidr(text: string): Cidr {
   const ip = slash < 0 ? undefined : tryParseIp(text.slice(0, slash));
   const length = slash < 0 ? "" : text.slice(slash + 1);
   if (ip === undefined || !/^(0|[1-9]\d{0,2})$/.test(length) || Number(length) > (isIpv4(ip) ? 32 : 128)) {
-    throw new DecodeError("CIDR", 0, `'${text.slice(0, 60)}' is not ADDRESS/PREFIX-LENGTH`);
+    throw new DecodeError(
+      "CIDR",
+      undefined,
+      `'${text.slice(0, 60)}' is not ADDRESS/PREFIX-LENGTH, as in 10.0.9.0/24`,
+    );
   }
   return { ip, prefixLength: Number(length) };
 }
@@ -163,10 +168,10 @@ export function parseHostPort(
   const host =
     bracketed === undefined ? match?.[2] : bracketed.includes(":") ? tryParseIp(bracketed) : undefined;
   if (match === null || host === undefined)
-    throw new DecodeError("address", 0, `'${text.slice(0, 80)}' is not HOST or HOST:PORT`);
+    throw new DecodeError("address", undefined, `'${text.slice(0, 80)}' is not HOST or HOST:PORT`);
   const port = match[3] === undefined ? defaultPort : Number(match[3]);
   if (!Number.isInteger(port) || port < 1 || port > 65535) {
-    throw new DecodeError("address", 0, `port of '${text.slice(0, 80)}' is outside 1 … 65535`);
+    throw new DecodeError("address", undefined, `'${text.slice(0, 80)}' has a port outside 1 … 65535`);
   }
   return { host, port };
 }

@@ -8,12 +8,16 @@ export type MacAddr = Brand<string, "MacAddr">;
 /** @throws DecodeError unless six pairs of hex digits with colons. */
 export function parseMac(text: string): MacAddr {
   if (!/^[0-9a-f]{2}(:[0-9a-f]{2}){5}$/i.test(text))
-    throw new DecodeError("MAC address", 0, `'${text.slice(0, 40)}'`);
+    throw new DecodeError(
+      "MAC address",
+      undefined,
+      `'${text.slice(0, 40)}' is not six bytes in hex, as in 02:42:0a:00:09:05`,
+    );
   return text.toLowerCase() as MacAddr;
 }
 
 export function macFromBytes(bytes: Uint8Array): MacAddr {
-  if (bytes.length !== 6) throw new DecodeError("MAC address", 0, `has ${bytes.length} bytes, not 6`);
+  if (bytes.length !== 6) throw new DecodeError("MAC address", undefined, `has ${bytes.length} bytes, not 6`);
   return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join(":") as MacAddr;
 }
 
@@ -29,6 +33,6 @@ export function isMulticastMac(mac: MacAddr): boolean {
 /** Docker's scheme: `02:42` and the four IPv4 octets, so that address and MAC are one to one. */
 export function macFromIpv4(ip: IpAddr): MacAddr {
   const bytes = ipToBytes(ip);
-  if (bytes.length !== 4) throw new DecodeError("MAC address", 0, `${ip} is not IPv4`);
+  if (bytes.length !== 4) throw new DecodeError("MAC address", undefined, `${ip} is not IPv4`);
   return macFromBytes(Uint8Array.from([0x02, 0x42, ...bytes]));
 }

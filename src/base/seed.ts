@@ -16,6 +16,7 @@ export interface Seed {
 export function parseSeed(text: string, defaultPort: number): Seed {
   const slash = text.indexOf("/");
   if (slash < 0) return { name: undefined, ...parseHostPort(text, defaultPort) };
-  if (slash === 0) throw new DecodeError("seed", 0, `'${text.slice(0, 80)}': no node name before the '/'`);
+  if (slash === 0)
+    throw new DecodeError("seed", undefined, `'${text.slice(0, 80)}' has no node name before the '/'`);
   return { name: text.slice(0, slash), ...parseHostPort(text.slice(slash + 1), defaultPort) };
 }

@@ -112,9 +112,12 @@ export function parsePublish(text: string): PublishSpec {
   const match = /^(?:(\[[^\]]+\]|[^:/]+):)?(\d+):(\d+)(?:\/(tcp|udp))?$/.exec(text);
   if (match === null)
     throw new UsageError(`--publish '${text}' is not [IP:]PUBLISHED:TARGET[/tcp|udp], as in 8000:80/tcp`);
+  const [published, target] = [Number(match[2]), Number(match[3])];
+  if (![published, target].every((port) => port >= 1 && port <= 65_535))
+    throw new UsageError(`--publish '${text}': a port is 1 to 65535`);
   return {
-    published: Number(match[2]),
-    target: Number(match[3]),
+    published,
+    target,
     protocol: match[4] === "udp" ? "udp" : "tcp",
     mode: "ingress",
     ...(match[1] === undefined ? {} : { address: match[1].replace(/^\[|\]$/g, "") }),

@@ -142,10 +142,16 @@ export class Requests {
     if (services.length > 0)
       refuse(
         "network-in-use",
-        `service ${listText(services.map(({ name }) => name))} is on it; remove it first`,
+        `${inUse(
+          "service",
+          services.map(({ name }) => name),
+        )}; remove ${services.length === 1 ? "it" : "them"} first`,
       );
     if (input.endpoints.length > 0)
-      refuse("network-in-use", `endpoint ${listText(input.endpoints)} is on it; detach it first`);
+      refuse(
+        "network-in-use",
+        `${inUse("endpoint", input.endpoints)}; detach ${input.endpoints.length === 1 ? "it" : "them"} first`,
+      );
     if (!this.#options.removeExternal(network.id, now))
       this.#options.write(
         this.#options.definitions.remove("network", network.id, this.#options.node, now),
@@ -240,8 +246,8 @@ export class Requests {
   }
 }
 
-function listText(names: readonly string[]): string {
-  return names.length <= 5
-    ? names.join(", ")
-    : `${names.slice(0, 5).join(", ")} and ${names.length - 5} more`;
+function inUse(kind: string, names: readonly string[]): string {
+  if (names.length === 1) return `${kind} ${names[0]} is on it`;
+  const more = names.length <= 5 ? "" : ` and ${names.length - 5} more`;
+  return `${kind}s ${names.slice(0, 5).join(", ")}${more} are on it`;
 }

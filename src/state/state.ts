@@ -498,7 +498,11 @@ export class State {
 
   #restore(snapshot: Snapshot, now: Instant): void {
     if (snapshot.node !== this.#node)
-      throw new DecodeError("state snapshot", 0, `it belongs to node ${snapshot.node}, not ${this.#node}`);
+      throw new DecodeError(
+        "state snapshot",
+        undefined,
+        `belongs to node ${snapshot.node}, not ${this.#node}`,
+      );
     this.#definitions.witness(snapshot.clock);
     this.#definitions.merge(snapshot.entries, now);
     for (const network of snapshot.externals) this.#externals.set(network.id, network);
