@@ -38,6 +38,13 @@ export function writeTo(output: Output, program: Command): void {
   outputs.set(program, output);
   const { columns, colour } = output.screen;
   const helpWidth = (): number => (Number.isFinite(columns) ? columns : 80);
+  // Without "[options]" at each: what is left fits 80 columns.
+  program.configureHelp({
+    subcommandTerm: (command) =>
+      `${command.name()} ${command.usage().replaceAll(/\[(options|command)\]/g, "")}`
+        .replaceAll(/ +/g, " ")
+        .trim(),
+  });
   program.configureOutput({
     writeOut: output.out,
     writeErr: output.err,

@@ -68,10 +68,7 @@ export async function buildProgram(
   writeTo(output, program);
   program
     .description("See and change the overlay network of this swarm.")
-    .option(
-      "--socket <path>",
-      "the agent's socket (default: $NETAGENT_SOCKET or /run/netagent/netagent.sock)",
-    )
+    .option("--socket <path>", "default: $NETAGENT_SOCKET or /run/netagent/netagent.sock")
     .option("-o, --output <format>", "table or json", "table")
     .option("--timeout <duration>", "how long a change may take", "10s")
     .enablePositionalOptions()
