@@ -1,3 +1,4 @@
+import { unreachable } from "../base/assert.ts";
 import { TransmitOrder, transmitLimit, type Broadcast, type Skip } from "../base/transmit-queue.ts";
 import type { Facts } from "./facts.ts";
 
@@ -44,11 +45,11 @@ export interface Rumor extends Broadcast {
 }
 
 /**
- * How a rumor is told in a large cluster. `full`: as often as memberlist does. In storms, less often: `shared`: what is
- * heard again counts as sent, as something follows that reaches whom gossip misses: the death after an
- * accusation, the own clock after a suspicion, an exchange after a storm of newcomers. `echo`: the same, and seldom,
- * as hardly anything depends on it: a higher number of somebody alive, or a further accuser, of whom only so many need
- * to hear as will then give the verdict that everybody hears.
+ * How a rumor is told in a large cluster. `full`: as often as memberlist does. In storms, less often: `shared`: half as
+ * often, and what is heard again counts as sent, as something follows that reaches whom gossip misses: the own clock
+ * after a suspicion, an exchange after a storm of newcomers. `echo`: passed on once, as hardly anything depends on it: a
+ * higher number of somebody alive, or one of the many accusations of a mass failure, of which only so many need to hear
+ * as will then give the verdict.
  */
 export type Spread = "full" | "shared" | "echo";
 
@@ -76,6 +77,7 @@ export class BroadcastQueue {
   /** Places about to be given our whole state. Bounded by the answers kept back at a time. */
   readonly #held = new Set<string>();
   readonly #retransmitMult: number;
+  readonly #gossipNodes: number;
   readonly #skipInformed: boolean;
   readonly #members: Subjects;
   #done: Waiting[] = [];
@@ -84,12 +86,14 @@ export class BroadcastQueue {
     limits: {
       readonly maxBroadcasts: number;
       readonly retransmitMult: number;
+      readonly gossipNodes: number;
       readonly skipInformed: boolean;
     },
     members: Subjects,
   ) {
     this.#skipInformed = limits.skipInformed;
     this.#retransmitMult = limits.retransmitMult;
+    this.#gossipNodes = limits.gossipNodes;
     this.#members = members;
     this.#queue = new TransmitOrder({ maxEntries: limits.maxBroadcasts }, (rumor) => this.#gone(rumor));
   }
@@ -127,8 +131,6 @@ export class BroadcastQueue {
     waiting?: Waiting,
   ): void {
     const before = subject.rumor;
-    const quietly = spread === "echo" && this.#skipInformed && this.large;
-    const transmissions = quietly ? Math.floor((this.#limit() * 3) / 4) : 0;
     if (before !== undefined) this.#queue.remove(before);
     const known = this.large ? undefined : knownAt;
     const rumor = {
@@ -142,7 +144,7 @@ export class BroadcastQueue {
       spread,
       waiting,
       order: 0,
-      transmissions,
+      transmissions: this.#skipInformed && this.large ? this.#spared(spread) : 0,
     };
     subject.rumor = rumor;
     this.#members.facts.takeHeard(subject.number);
@@ -221,6 +223,20 @@ export class BroadcastQueue {
     const done = this.#done;
     this.#done = [];
     return done;
+  }
+
+  /** Of the transmissions a rumor is due, those that are left out. */
+  #spared(spread: Spread): number {
+    switch (spread) {
+      case "full":
+        return 0;
+      case "shared":
+        return Math.floor(this.#limit() / 2);
+      case "echo":
+        return Math.max(0, this.#limit() - this.#gossipNodes);
+      default:
+        return unreachable(spread);
+    }
   }
 
   #limit(): number {

@@ -3,7 +3,7 @@ import { ipFromBytes, subnetContains, type SocketAddr } from "../base/ip.ts";
 import type { Instant } from "../base/time.ts";
 import type { Alive, Dead, Suspect } from "../wire/memberlist/message.ts";
 import type { LeaveReason } from "./boundary.ts";
-import type { Subject, Waiting } from "./broadcast-queue.ts";
+import type { Spread, Subject, Waiting } from "./broadcast-queue.ts";
 import type { Context } from "./context.ts";
 import { makeIdentity, MemberRecord, type Identity } from "./member.ts";
 import { confirmations, suspicionTerms, type Suspicions, type SuspicionTerms } from "./suspicion.ts";
@@ -162,8 +162,7 @@ export class Claims {
         return false;
       }
       members.note(member);
-      const spread = context.massFailure ? "echo" : "full";
-      queue.queue(member, claim, context.encode(claim), tellers(via), spread);
+      queue.queue(member, claim, context.encode(claim), tellers(via), this.#accusationSpread);
       return true;
     }
     if (member.state !== "alive") return false;
@@ -171,8 +170,7 @@ export class Claims {
       this.refute(claim.incarnation, now);
       return true;
     }
-    const spread = context.massFailure ? "shared" : "full";
-    queue.queue(member, claim, context.encode(claim), tellers(via), spread);
+    queue.queue(member, claim, context.encode(claim), tellers(via), this.#accusationSpread);
     member.incarnation = claim.incarnation;
     this.#suspicions.start(member, claim.from, this.#terms(), now);
     members.become(member, "suspect", now);
@@ -274,7 +272,7 @@ export class Claims {
     if (via.quiet !== true) {
       const told = claim.port === port ? claim : { ...claim, port };
       const news = before !== "alive" || !sameMeta || moved;
-      const spread = !news ? "echo" : context.joinStorm ? "shared" : "full";
+      const spread = !news ? "echo" : now < context.joinStormUntil ? "shared" : "full";
       context.queue.queue(member, told, context.encode(told), tellers(via), spread);
     }
     if (before === "dead" || before === "left") context.emit({ type: "member-joined", member, returned });
@@ -282,6 +280,11 @@ export class Claims {
       if (before === "suspect") context.emit({ type: "member-recovered", member });
       if (!sameMeta) context.emit({ type: "member-updated", member });
     }
+  }
+
+  /** In a mass failure everybody has many accusers, and none of them need be heard by all. */
+  get #accusationSpread(): Spread {
+    return this.#context.massFailure ? "echo" : "full";
   }
 
   /**

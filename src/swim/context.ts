@@ -1,6 +1,7 @@
 import type { SocketAddr } from "../base/ip.ts";
 import type { Random } from "../base/random.ts";
 import type { MemberlistMessage, Ping } from "../wire/memberlist/message.ts";
+import { instant } from "../base/time.ts";
 import { Awareness } from "./awareness.ts";
 import type { SwimEffect, UserBroadcasts } from "./boundary.ts";
 import { BroadcastQueue, LARGE_CLUSTER } from "./broadcast-queue.ts";
@@ -49,8 +50,8 @@ export class Context {
   readonly encode: (message: MemberlistMessage) => Uint8Array;
   readonly counters: Record<string, number> = {};
   packetOverhead: number;
-  /** So many join that an exchange will follow: gossip may miss some. */
-  joinStorm = false;
+  /** Until then so many join that an exchange follows: gossip may miss some. */
+  joinStormUntil = instant(0);
   #effects: SwimEffect[] = [];
   #seqNo = 0;
 

@@ -19,6 +19,8 @@ const UNSCALED_MEMBERS = 32;
 const STORM = 32;
 const STORM_EXCHANGE_MS = 3_000;
 /** A storm that goes on is not waited for. */
+const MAX_STORM_WAIT_MS = 6_000;
+/** For so long after a storm's exchange, or the own join, one more newcomer is the storm still. */
 const STORM_MS = 15_000;
 /** A stranger that pings us has so long to become known by gossip, which takes longer among many. */
 const STRANGER_PATIENCE_MS = 500;
@@ -72,6 +74,8 @@ export class Exchanges {
   #joinedAt: Instant | undefined;
   #newcomers = 0;
   #deaths = 0;
+  /** The last exchange came in a storm: whom it missed would wait long for the next. */
+  #alertUntil: Instant | undefined;
   #storm: { readonly endsAt: Instant; readonly waitMs: number; moved?: boolean } | undefined;
   #stranger: { readonly name: string; readonly address: SocketAddr; readonly dueAt: Instant } | undefined;
   /** Streams waiting for the answer of their batch. */
@@ -104,10 +108,10 @@ export class Exchanges {
     }
     if (this.#nextPeriodicAt !== undefined && now >= this.#nextPeriodicAt) {
       this.#nextPeriodicAt = after(now, this.#periodMs());
+      if (this.#newcomers >= STORM || this.#deaths >= STORM) this.#alertUntil = after(now, STORM_MS);
       this.#newcomers = 0;
       this.#deaths = 0;
       this.#storm = undefined;
-      this.#context.joinStorm = false;
       const { members, self } = this.#context;
       const [partner] = members.pick(1, (member) => member.state === "alive" && member !== self);
       if (partner !== undefined) this.#open("periodic", partner.address, false, undefined);
@@ -151,14 +155,16 @@ export class Exchanges {
   /**
    * Gossip told of a newcomer. A while after the last of many one exchange comes early: it brings whom gossip forgot.
    * For who has just joined itself one is many: the storm came in waves, and those of our own wave, who know each
-   * other without gossip, do not pass each other on to those of the next.
+   * other without gossip, do not pass each other on to those of the next. So is one soon after a storm's exchange, which
+   * came too early for some.
    */
   newcomer(name: string, now: Instant): void {
     const { config } = this.#context;
     this.#missed([{ name }]);
     const joined = this.#joinedAt !== undefined && now - this.#joinedAt < STORM_MS;
-    if (++this.#newcomers < (joined ? 1 : STORM) || config.reconnectIntervalMs === 0) return;
-    if (this.#newcomers === STORM) this.#context.joinStorm = true;
+    const many = ++this.#newcomers >= STORM || this.#isAlert(now);
+    if (!(many || joined) || config.reconnectIntervalMs === 0) return;
+    if (many) this.#context.joinStormUntil = after(now, STORM_EXCHANGE_MS);
     this.#exchangeEarly(now);
   }
 
@@ -169,18 +175,26 @@ export class Exchanges {
   death(now: Instant): void {
     const { config, members } = this.#context;
     if (config.reconnectIntervalMs === 0 || members.size < LARGE_CLUSTER) return;
-    if (++this.#deaths >= STORM) this.#exchangeEarly(now);
+    if (++this.#deaths >= STORM || this.#isAlert(now)) this.#exchangeEarly(now);
+  }
+
+  #isAlert(now: Instant): boolean {
+    return this.#alertUntil !== undefined && now < this.#alertUntil;
   }
 
   #exchangeEarly(now: Instant): void {
     const { random } = this.#context;
-    this.#storm ??= {
-      endsAt: after(now, STORM_MS),
-      waitMs: STORM_EXCHANGE_MS * (0.5 + random.next()),
-    };
-    const storm = this.#storm;
+    let storm = this.#storm;
+    // A first exchange may have put off the one that was to end an earlier storm.
+    if (storm === undefined || now >= storm.endsAt) {
+      storm = {
+        endsAt: after(now, MAX_STORM_WAIT_MS),
+        waitMs: STORM_EXCHANGE_MS * (0.5 + random.next()),
+      };
+      this.#storm = storm;
+    }
     const next = this.#nextPeriodicAt;
-    if (storm === undefined || next === undefined) return;
+    if (next === undefined) return;
     const at = after(now, storm.waitMs);
     if (at < storm.endsAt && (storm.moved === true || at < next)) {
       storm.moved = true;
@@ -188,7 +202,7 @@ export class Exchanges {
     }
   }
 
-  /** An exchange that brought somebody gossip had missed is followed by another, until nothing new comes. */
+  /** An exchange that brought somebody, or a death, gossip had missed is followed by another, until nothing new comes. */
   #again(now: Instant): void {
     const { config, random, members } = this.#context;
     if (config.reconnectIntervalMs === 0 || members.size < LARGE_CLUSTER) return;
@@ -238,7 +252,8 @@ export class Exchanges {
       }
       merged = mergeNodes(this.#context, this.#claims, nodes, via, now);
       this.#context.queue.synced(place, exchange.sequence);
-      if (exchange.purpose === "periodic" && this.#context.members.alive > before) this.#again(now);
+      const news = this.#context.members.alive > before || merged.mourned.length > 0;
+      if (exchange.purpose === "periodic" && news) this.#again(now);
       if (exchange.request !== undefined) this.#introduce(exchange, nodes);
     }
     this.#context.emit({ type: "push-pull-merged", source: { exchange: id }, join, refused });

@@ -52,7 +52,7 @@ export interface Disputed {
 
 export interface Merged {
   readonly disputed: readonly Disputed[];
-  /** Dead, says the list, of whom we had heard no evil. */
+  /** Dead, says the list, whom we had for alive or for suspect. */
   readonly mourned: readonly MemberRecord[];
 }
 
@@ -69,11 +69,14 @@ export function mergeNodes(
 ): Merged {
   const disputed: Disputed[] = [];
   const mourned: MemberRecord[] = [];
+  const { large } = context.queue;
+  const cutOff = large && wasCutOff(context, nodes);
   for (const node of nodes) {
     const { members } = context;
     const number = members.numberOf(node.name);
     if (node.state === "alive" && members.facts.knowsAlive(number, node.incarnation, node.addr, node.port))
       continue;
+    if (large && node.state !== "alive" && members.facts.knowsGone(number)) continue;
     const known = members.get(node.name);
     if (known !== undefined && isOldNews(context, known, node)) continue;
     switch (node.state) {
@@ -92,13 +95,24 @@ export function mergeNodes(
       case "suspect": {
         const { name, incarnation } = node;
         const from = context.self.name;
-        const unsuspected = known?.state === "alive" && known !== context.self;
+        if (cutOff && known !== context.self) break;
         claims.suspect({ type: "suspect", incarnation, node: name, from }, now, via);
-        if (unsuspected && node.state === "dead" && known.suspicion !== undefined) mourned.push(known);
+        if (node.state === "dead" && known?.suspicion !== undefined) mourned.push(known);
       }
     }
   }
   return { disputed, mourned };
+}
+
+/**
+ * Who holds so many for dead whom we have alive was cut off from them. That is no news of them, and to suspect them all
+ * one by one is a storm of its own: whoever needs to refute is told by those who ping it as a dead one.
+ */
+function wasCutOff({ members }: Context, nodes: readonly PushPullNode[]): boolean {
+  let disputed = 0;
+  for (const { name, state } of nodes)
+    if (state === "dead" && members.facts.isAlive(members.numberOf(name))) disputed++;
+  return disputed > members.alive / 8;
 }
 
 export function aliveClaim(node: Omit<PushPullNode, "state">): Alive {

@@ -48,6 +48,8 @@ export interface Suspicion<S> extends Due {
   accusers: readonly string[];
   /** Confirmations still wanted. */
   left: number;
+  /** Its time was up once, and others were left to look first. */
+  waited: boolean;
 }
 
 /** All running suspicions; each is found at its member. Bounded by the member table. */
@@ -68,6 +70,7 @@ export class Suspicions<S extends Suspect> {
       startedAt: now,
       accusers: [accuser],
       left: terms.confirmationsWanted,
+      waited: false,
       dueAt: now,
       heapIndex: -1,
     };

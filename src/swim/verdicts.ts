@@ -11,6 +11,11 @@ import type { Disputed } from "./push-pull.ts";
 import { confirmations, type Suspicions } from "./suspicion.ts";
 import type { Verdict, Verifier } from "./verify.ts";
 
+/** About so many members look at one suspect at once; the others wait for their word first. */
+const LOOKERS = 32;
+/** How long they wait, in looks. */
+const WORD_TAKES = 4;
+
 export interface VerdictParts {
   readonly claims: Claims;
   readonly suspicions: Suspicions<MemberRecord>;
@@ -42,8 +47,20 @@ export class Verdicts {
 
   /** A suspicion ran out: look once more before judging. */
   timeIsUp(suspect: MemberRecord, now: Instant): void {
-    if (this.#parts.verifier.begin(suspect, "shared", now)) return;
+    if (this.#leftToOthers(suspect, now) || this.#parts.verifier.begin(suspect, now)) return;
     this.#parts.claims.timedOut(suspect, now);
+  }
+
+  /** All members have the same reason to look, so in a large cluster only some do at once. */
+  #leftToOthers(suspect: MemberRecord, now: Instant): boolean {
+    const { config, members, random } = this.#context;
+    const { suspicion } = suspect;
+    if (suspicion === undefined || suspicion.waited || config.verifyMs === 0) return false;
+    if (random.next() * members.size <= LOOKERS) return false;
+    suspicion.waited = true;
+    const waitMs = config.verifyMs * (WORD_TAKES + 2 * random.next());
+    this.#parts.suspicions.postpone(suspect, after(now, waitMs));
+    return true;
   }
 
   /** The last look at a member is over. */
@@ -82,7 +99,7 @@ export class Verdicts {
     const { ip, port } = address;
     const where = { addr: ipToBytes(ip), port, place: formatSocketAddr(address) };
     for (const member of this.#context.members.presentAt(where)) {
-      this.#parts.verifier.begin(member, "now", now);
+      this.#parts.verifier.begin(member, now);
     }
   }
 
@@ -95,12 +112,15 @@ export class Verdicts {
   }
 
   /**
-   * Dead, says another's list, and we had heard nothing: in a large cluster nobody would confirm our suspicion any more,
-   * so we look ourselves, and at once.
+   * Dead, says another's list, and we had heard nothing, or of too few accusers: others have looked, and in a large cluster
+   * nobody would confirm our suspicion any more, so we look ourselves, and at once.
    */
   mourned(members: readonly MemberRecord[], now: Instant): void {
     if (!this.#context.queue.large) return;
-    for (const member of members) if (member.present) this.#parts.verifier.begin(member, "now", now);
+    for (const member of members) {
+      if (member.suspicion !== undefined) member.suspicion.waited = true;
+      this.#parts.suspicions.postpone(member, now);
+    }
   }
 
   /** A newcomer at the address of somebody else: most likely the same host after a restart. */

@@ -6,11 +6,6 @@ import type { MemberRecord } from "./member.ts";
 import { sendPing, type Prober } from "./probe.ts";
 import type { StreamPings } from "./stream-pings.ts";
 
-/** About so many members look at one suspect at once; the others wait for their word first. */
-const LOOKERS = 32;
-/** How long they wait, in looks. */
-const WORD_TAKES = 4;
-
 interface Look {
   readonly target: MemberRecord;
   readonly seqNo: number;
@@ -43,29 +38,23 @@ export class Verifier {
     this.#prober = prober;
   }
 
-  /**
-   * False when it cannot be looked at: switched off, or too many looks at a time. `shared`: all members have the
-   * same reason to look, so in a large cluster only some do at once.
-   */
-  begin(target: MemberRecord, when: "now" | "shared", now: Instant): boolean {
-    const { config, members, random } = this.#context;
+  /** False when it cannot be looked at: switched off, or too many looks at a time. */
+  begin(target: MemberRecord, now: Instant): boolean {
+    const { config } = this.#context;
     if (config.verifyMs === 0) return false;
     if (this.#looks.has(target.name)) return true;
     if (this.#looks.size >= config.maxPending) return false;
-    const waits = when === "shared" && random.next() * members.size > LOOKERS;
-    const startsAt = waits ? after(now, config.verifyMs * (WORD_TAKES + 2 * random.next())) : now;
     const look: Look = {
       target,
       seqNo: this.#context.nextSeqNo(),
-      endsAt: after(startsAt, config.verifyMs),
+      endsAt: after(now, config.verifyMs),
       spacingMs: this.#prober.directTimeoutMs(target.name),
       pings: 0,
     };
     this.#looks.set(target.name, look);
     this.#bySeqNo.set(look.seqNo, target.name);
     this.#context.count("verify.looks");
-    if (!waits) this.#ping(look, now);
-    else this.#deadlines.set(target.name, startsAt);
+    this.#ping(look, now);
     return true;
   }
 

@@ -7,7 +7,7 @@ import { Facts } from "../../src/swim/facts.ts";
 import { decodeMessage, type Ping } from "../../src/wire/memberlist/message.ts";
 import { addressOf, aliveOf, LoneNode, only, sent, VSN } from "./lone-node.ts";
 
-const LIMITS = { maxBroadcasts: 100, retransmitMult: 4, skipInformed: true };
+const LIMITS = { maxBroadcasts: 100, retransmitMult: 4, gossipNodes: 3, skipInformed: true };
 const ALIVE = { type: "alive", incarnation: 1 } as const;
 
 test("a broadcast is sent its number of times and then no more", () => {
