@@ -21,6 +21,12 @@ export function scenario(name: string, body: (lab: Lab) => Promise<void>): void 
   if (process.env["SCENARIOS"] !== "on-each") scenarioOnEach(name, body);
 }
 
+/** A scenario that run-tests repeats with the userspace engine on all nodes: it is about one node at a time. */
+export function scenarioOnBoth(name: string, body: (lab: Lab) => Promise<void>): void {
+  const mixed = new Set(labDataplanes()).size > 1;
+  if (process.env["SCENARIOS"] !== "on-each" || !mixed) scenarioOnEach(name, body);
+}
+
 /** A scenario that run-tests repeats with other data planes: it is about what a data plane does. */
 export function scenarioOnEach(name: string, body: (lab: Lab) => Promise<void>): void {
   const dataplanes = labDataplanes().join(", ");

@@ -4,13 +4,13 @@ import { breaksAt, complainsOf, complaints, headOf, leadsThrough, peerOf, trace 
 import { attach, reaches, type Attached } from "../endpoints.ts";
 import type { Host } from "../host.ts";
 import type { Lab } from "../lab.ts";
-import { scenario } from "../scenario.ts";
+import { scenario, scenarioOnBoth } from "../scenario.ts";
 import { waitFor } from "../wait.ts";
 
 /** From the fault to the word: a round of ten seconds, three attempts, and a slow machine. */
 const PATIENCE_MS = 45_000;
 
-scenario(
+scenarioOnBoth(
   "a filtered data path is named alike by doctor, peers and trace: both ways and one way",
   async (lab) => {
     const [node1, node2] = await joined(lab);
@@ -37,7 +37,7 @@ scenario(
   },
 );
 
-scenario(
+scenarioOnBoth(
   "a narrow underlay is named with the MTU that would work, by doctor, peers and trace",
   async (lab) => {
     const [node1, node2, { a, b }] = await joined(lab);
@@ -77,7 +77,7 @@ scenario(
   },
 );
 
-scenario("a stopped agent is one fault by its name, and no command fails of it", async (lab) => {
+scenarioOnBoth("a stopped agent is one fault by its name, and no command fails of it", async (lab) => {
   const [node1, node2] = await joined(lab);
   node2.agent.signal("SIGSTOP");
   const named = await waitFor("the doctor to name node2", () => node1.netctl("-o", "json", "doctor"), {

@@ -4,7 +4,7 @@ import { breaksAt, complaints, events, headOf, leadsThrough, peerOf } from "../d
 import { attach, httpBackend, kernelAgrees, reaches } from "../endpoints.ts";
 import { backendAndPeer, filled, handAt, type Hand } from "../hands.ts";
 import type { Host } from "../host.ts";
-import { scenario, scenarioOnEach } from "../scenario.ts";
+import { scenario, scenarioOnBoth } from "../scenario.ts";
 import { waitFor } from "../wait.ts";
 
 /** Doctors and traces look at the kernel themselves; the rest is for a busy machine. */
@@ -150,6 +150,15 @@ const FAULTS: readonly Fault[] = [
     peer: "node1",
   },
   {
+    what: "published ports shut out of a FORWARD chain that drops",
+    where: "host",
+    hand: "iptables-legacy -P FORWARD DROP",
+    fault: "the FORWARD chain of iptables lacked our rules, or had too many: to be set in host",
+    subject: "mesh",
+    hop: { to: "web", what: "nftables table netagent" },
+    peer: "node1",
+  },
+  {
     what: "the routing rules of a backend's replies deleted",
     where: "backend",
     hand: "while ip rule del priority 110 2>/dev/null; do :; done",
@@ -160,7 +169,7 @@ const FAULTS: readonly Fault[] = [
   },
 ];
 
-scenarioOnEach(
+scenarioOnBoth(
   "with repair off each fault stands, doctor, peers and trace of both nodes name exactly it, and repair on mends it",
   async (lab) => {
     const swarm = await backendAndPeer(lab);

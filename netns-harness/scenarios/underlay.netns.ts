@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { existsSync, statSync } from "node:fs";
 import { join } from "node:path";
-import type { InfoView, PeerView } from "../../src/agent/control-protocol.ts";
+import type { DoctorView, InfoView, PeerView } from "../../src/agent/control-protocol.ts";
 import { attach, kernelAgrees, reaches, type Attached } from "../endpoints.ts";
 import type { Host } from "../host.ts";
 import { allAlive, type Lab } from "../lab.ts";
@@ -28,6 +28,15 @@ scenario("over an IPv6 underlay gossip and VXLAN work, with the MTU that its hea
   const [a, b] = await twoEndpoints(lab, node1, node2);
   await carriesFull(a, b, 1430);
   await dataPathIsWell(node1, 1430);
+  // The underlay itself is asked, too, with packets that may not be cut.
+  const underlay = async (): Promise<string | undefined> => {
+    const { stdout } = await node1.netctl("-o", "json", "doctor");
+    return (JSON.parse(stdout) as DoctorView).checks.find(({ name }) => name === "underlay")?.detail;
+  };
+  assert.match((await underlay()) ?? "", /^answers in [0-9.]+ ms; 1500 of 1500 bytes get through uncut$/);
+  lab.setMtu(node2, 1400);
+  // The lab's bridge lets four bytes more pass, for a VLAN tag.
+  assert.match((await underlay()) ?? "", /^answers in [0-9.]+ ms; 140\d of 1500 bytes get through uncut$/);
   const filter = await node1.run("nft", "list", "table", "inet", "netagent-vxlan");
   assert.match(filter, /fd00:1::1,\s+fd00:1::2/);
   assert.match(filter, /counter strangers \{\s+packets 0 /);

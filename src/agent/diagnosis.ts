@@ -144,7 +144,7 @@ export function diagnose(findings: Findings): DoctorView {
         .filter(({ packets }) => packets >= BAD_CHECKSUMS)
         .map(({ place, packets }) => ({
           text: `${packets} packets with a wrong UDP or TCP checksum came in the last ten minutes (${place})`,
-          cure: `a network card offloads checksums of VXLAN wrongly: ethtool -K ${report.underlayDevice || "DEVICE"} tx off on the hosts that send, rx off here`,
+          cure: checksumCure(report),
         })),
     ),
     ...checkFirewall(findings),
@@ -302,6 +302,24 @@ function blameRule(
   return found.length === 0 ? otherwise : `take out the rule "${found.join(`, and "`)}`;
 }
 
+/** Where the deaf side drops packets for their checksum, no firewall is to be looked for. */
+function blameChecksums({ self }: Findings, { answer, dataPathDetail }: PeerFinding): string | undefined {
+  const theirs = answer !== undefined && "report" in answer ? [answer.report] : [];
+  const deaf = dataPathDetail.includes("they do not hear")
+    ? theirs
+    : dataPathDetail.includes("we do not hear")
+      ? [self]
+      : [self, ...theirs];
+  const found = deaf.find(({ badChecksums }) =>
+    badChecksums.some(({ place, packets }) => place === "host" && packets >= BAD_CHECKSUMS),
+  );
+  return found && `packets come with wrong checksums: ${checksumCure(found)}`;
+}
+
+function checksumCure({ underlayDevice }: NodeReport): string {
+  return `a network card offloads checksums of VXLAN wrongly: ethtool -K ${underlayDevice || "DEVICE"} tx off on the hosts that send, rx off here`;
+}
+
 function checkDataPath(peer: PeerFinding, findings: Findings): Check[] {
   const { node, dataPathPort, pathProblem } = findings;
   if (peer.state !== "alive" || peer.answer === undefined) return [];
@@ -338,7 +356,7 @@ function checkDataPath(peer: PeerFinding, findings: Findings): Check[] {
             findings,
             peer,
             ["udp", dataPathPort],
-            `let UDP port ${dataPathPort} through ${where}`,
+            blameChecksums(findings, peer) ?? `let UDP port ${dataPathPort} through ${where}`,
           ),
         },
       ];

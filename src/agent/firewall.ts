@@ -1,8 +1,9 @@
-/** Rules of others that drop traffic of ours, as far as `nft` shows them (iptables' nft back end included). */
+/** Rules of others that drop traffic of ours: what `nft` shows (iptables' nft back end included), and legacy iptables. */
 import { execFile } from "node:child_process";
 import { z } from "zod";
 import { DecodeError } from "../base/error.ts";
 import { parseCidr, subnetContains, tryParseIp } from "../base/ip.ts";
+import { readLegacyFirewall } from "./legacy-firewall.ts";
 
 const NFT_TIMEOUT_MS = 2_000;
 /** A host with very many rules is not read to the end: then nothing is said. */
@@ -34,8 +35,16 @@ export interface Firewall {
 
 const NOTHING: Firewall = { chains: [], rules: [] };
 
-/** What stands in this process's namespace. Without `nft` there is nothing to say. */
+/** What stands in this process's namespace. Without the programs there is nothing to say. */
 export async function readFirewall(): Promise<Firewall> {
+  const [nft, legacy] = await Promise.all([readNft(), readLegacyFirewall()]);
+  return {
+    chains: [...nft.chains, ...legacy.chains].slice(0, MAX_FOUND),
+    rules: [...nft.rules, ...legacy.rules].slice(0, MAX_FOUND),
+  };
+}
+
+async function readNft(): Promise<Firewall> {
   const text = await new Promise<string>((resolve) =>
     // Terse: without the elements of sets, of which ours may have a hundred thousand.
     execFile(
@@ -81,7 +90,9 @@ export function parseFirewall(json: unknown): Firewall {
     const where = chain ?? rule;
     if (where === undefined || isOurs(where.table) || where.family === "bridge") continue;
     const table = `${where.family} ${where.table}`;
-    if (chain?.policy === "drop" && (chain.hook === "input" || chain.hook === "forward"))
+    // iptables' FORWARD is what the mesh looks after itself.
+    const isIptables = chain?.name === "FORWARD" && table === "ip filter";
+    if (chain?.policy === "drop" && (chain.hook === "input" || (chain.hook === "forward" && !isIptables)))
       chains.push({ hook: chain.hook, table });
     const drop = rule === undefined ? undefined : dropOf(rule.expr);
     if (rule !== undefined && drop !== undefined)

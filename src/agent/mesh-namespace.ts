@@ -1,6 +1,6 @@
 import type { IpAddr } from "../base/ip.ts";
 import { Conntrack } from "../kernel/conntrack.ts";
-import { reconcileForwardPolicy } from "../kernel/forward-policy.ts";
+import { hasLegacyFilter, reconcileForwardPolicy } from "../kernel/forward-policy.ts";
 import { NetlinkSocket } from "../kernel/netlink-socket.ts";
 import { Netns } from "../kernel/netns.ts";
 import { NftTableKeeper } from "../kernel/nft.ts";
@@ -12,6 +12,7 @@ import { describeReturnPathStep, planReturnPath } from "../mesh/return-path.ts";
 import { TABLE } from "../mesh/ruleset.ts";
 import { INGRESS_HOST_LINK } from "../overlay/naming.ts";
 
+const FORWARD_FAULT = "the FORWARD chain of iptables lacked our rules, or had too many: set";
 /** Sweeps and changes between two looks at iptables when nobody seems to have changed anything. */
 const FORWARD_EVERY = 10;
 
@@ -80,18 +81,18 @@ export class MeshNamespace {
     const unchanged = this.#last !== undefined && sameState(state, this.#last);
     if (!look.everything && unchanged) return undefined;
     this.#last = undefined;
-    const outcome = await this.#apply(state, look, unchanged);
+    const outcome = await this.#apply(state, look);
     this.#last = state;
     this.#agreed = state;
     return outcome;
   }
 
-  /** `unchanged`: the same state was brought about before, so that what differs now is another hand's doing. */
-  async #apply(state: NamespaceState, look: MeshLook, unchanged: boolean): Promise<MeshOutcome> {
+  async #apply(state: NamespaceState, look: MeshLook): Promise<MeshOutcome> {
     const faults: string[] = [];
     const standing: string[] = [];
-    /** What is drift where nothing may be repaired: whatever differs from this. */
-    const agreed = look.repair ? undefined : this.#agreed;
+    // What differs from this is another hand's doing.
+    const agreed = this.#agreed;
+    const mayMend = look.repair || agreed === undefined;
     let changed = false;
     for (const [name, value] of state.sysctls) {
       const now = this.#netns.readSysctl(name);
@@ -100,41 +101,35 @@ export class MeshNamespace {
       if (now === undefined) this.#absent.add(name);
       if (now === undefined || now === value) continue;
       const fault = `sysctl ${name} was ${now}: set to ${value}`;
-      if (agreed?.sysctls.get(name) === value && !isNew) {
-        standing.push(fault);
-        continue;
-      }
+      const isDrift = agreed?.sysctls.get(name) === value && !isNew;
+      if (isDrift) (mayMend ? faults : standing).push(fault);
+      if (isDrift && !mayMend) continue;
       this.#netns.writeSysctl(name, value);
       changed = true;
-      if (unchanged && !isNew) faults.push(fault);
     }
     // Ways back before the rules that mark connections for them.
     if (this.#path !== HOST) {
       const ways = readReturnPath(this.#routes);
-      const drift = agreed === undefined ? [] : planReturnPath(agreed.returnPath, ways);
-      const left = new Set(drift.map((step) => describeReturnPathStep(step, ways)));
-      standing.push(...left);
-      const steps = planReturnPath(state.returnPath, ways).filter(
-        (step) => !left.has(describeReturnPathStep(step, ways)),
+      const before = agreed === undefined ? [] : planReturnPath(agreed.returnPath, ways);
+      const drift = new Set(before.map((step) => describeReturnPathStep(step, ways)));
+      const steps = planReturnPath(state.returnPath, ways).map(
+        (step) => [step, describeReturnPathStep(step, ways)] as const,
       );
-      if (steps.length > 0) {
-        applyReturnPath(this.#routes, steps);
-        changed = true;
-        if (unchanged) faults.push(...steps.map((step) => describeReturnPathStep(step, ways)));
-      }
+      (mayMend ? faults : standing).push(...steps.flatMap(([, text]) => (drift.has(text) ? [text] : [])));
+      const due = steps.flatMap(([step, text]) => (mayMend || !drift.has(text) ? [step] : []));
+      if (due.length > 0) applyReturnPath(this.#routes, due);
+      changed ||= due.length > 0;
     } else {
-      const fault = "the FORWARD chain of iptables lacked our rules, or had too many: set";
-      const mayChange = agreed === undefined || agreed.forwards !== state.forwards;
-      if (await this.#letForward(state, mayChange)) {
-        changed = true;
-        if (unchanged) faults.push(fault);
-      }
-      if (this.#forwardStands) standing.push(fault);
+      const isDrift = agreed !== undefined && agreed.forwards === state.forwards;
+      const opened = await this.#letForward(state, mayMend || !isDrift);
+      changed ||= opened;
+      if (opened && isDrift) faults.push(FORWARD_FAULT);
+      if (this.#forwardStands) standing.push(FORWARD_FAULT);
     }
     const { deep } = look;
     const { plan, repaired, drift } = await this.#keeper.reconcile(state.ruleset, {
       deep,
-      repair: agreed === undefined,
+      repair: mayMend,
     });
     if (!isEmptyPlan(plan)) {
       changed = true;
@@ -149,12 +144,12 @@ export class MeshNamespace {
   }
 
   /**
-   * iptables' FORWARD policy is looked at when somebody changed a ruleset, and now and then: that of the legacy back
-   * end counts no generation.
+   * iptables' FORWARD policy is looked at when somebody changed a ruleset, and now and then; where the legacy back end
+   * is in use, which counts no generation, every time.
    */
   async #letForward({ forwards }: NamespaceState, mayChange: boolean): Promise<boolean> {
     const leg = forwards ? INGRESS_HOST_LINK : undefined;
-    const due = this.#forwardAge++ % FORWARD_EVERY === 0;
+    const due = this.#forwardAge++ % FORWARD_EVERY === 0 || (forwards && hasLegacyFilter(this.#netns));
     // Where no rules of ours are, the keeper takes everything for changed.
     const touched = this.#keeper.generation() !== this.#forwardGeneration && this.#keeper.changedByOthers();
     const stood = this.#forwardStands;
@@ -162,6 +157,8 @@ export class MeshNamespace {
     const differs = await reconcileForwardPolicy(this.#netns, leg, mayChange);
     const changed = differs && mayChange;
     this.#forwardStands = differs && !mayChange;
+    // Who changed it may be at it still: looked at once more at the next round.
+    if (changed) this.#forwardAge = 0;
     this.#forwardLeg = leg;
     this.#forwardGeneration = this.#keeper.generation();
     return changed;
@@ -180,6 +177,7 @@ export class MeshNamespace {
       for (const step of planReturnPath(state.returnPath, ways))
         steps.push(`${describeReturnPathStep(step, ways)} in ${this.#path}`);
     }
+    if (this.#forwardStands) steps.push(`${FORWARD_FAULT} in ${this.#path}`);
     const plan = this.#keeper.plan(state.ruleset, { deep: true });
     if (!isEmptyPlan(plan)) steps.push(`nftables table ${TABLE}: ${describeRepair(plan)} in ${this.#path}`);
     return steps.map(asDue);

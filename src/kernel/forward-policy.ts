@@ -28,7 +28,7 @@ const BACKENDS: readonly Backend[] = [
   },
   {
     program: "iptables-legacy",
-    inUse: (netns) => netns.run<boolean>(() => legacyTables().split("\n").includes("filter")),
+    inUse: hasLegacyFilter,
   },
 ];
 
@@ -87,6 +87,11 @@ function hasForwardChain(netns: Netns): boolean {
     if (errorCode(error) === "ENOENT") return false;
     throw error;
   }
+}
+
+/** Whether legacy iptables has a filter table there. */
+export function hasLegacyFilter(netns: Netns): boolean {
+  return netns.run<boolean>(() => legacyTables().split("\n").includes("filter"));
 }
 
 function legacyTables(): string {

@@ -8,7 +8,16 @@ import { setTimeout as pause } from "node:timers/promises";
 import { DecodeError, errorText, NetError } from "../base/error.ts";
 import { type IpAddr, isIpv4 } from "../base/ip.ts";
 import { sizesBetween } from "../overlay/path-prober.ts";
-import { decodeIcmpPacket, encodeEchoRequest } from "../wire/icmp.ts";
+import {
+  decodeIcmp6Message,
+  decodeIcmpPacket,
+  encodeEchoRequest,
+  encodeEchoRequest6,
+  type IcmpEcho,
+  type IcmpMessage,
+  ICMPV6,
+  IPV6_HEADER_LENGTH,
+} from "../wire/icmp.ts";
 import { IPV4_HEADER_LENGTH } from "../wire/ipv4.ts";
 
 export type UnderlayReach =
@@ -27,10 +36,40 @@ const LOOK_EVERY_MS = 10;
 const MAX_ROUNDS = 6;
 const BUFFER_BYTES = 65_536;
 
-/** Level and option of setsockopt: IP_MTU_DISCOVER. PROBE sets DF and heeds no path MTU the kernel remembers. */
-const IPPROTO_IP = 0;
-const IP_MTU_DISCOVER = 10;
-const IP_PMTUDISC_PROBE = 3;
+/** What differs between the families of addresses. */
+interface Family {
+  /** `raw-socket`'s numbers. */
+  readonly addressFamily: number;
+  readonly protocol: number;
+  /** Level, name and value for setsockopt. */
+  readonly options: readonly (readonly [level: number, name: number, value: number])[];
+  readonly headerLength: number;
+  readonly encode: (echo: IcmpEcho, length: number) => Uint8Array;
+  readonly decode: (received: Uint8Array) => IcmpMessage;
+}
+
+const IPV4: Family = {
+  addressFamily: 1,
+  protocol: 1,
+  // IP_MTU_DISCOVER: PROBE sets DF and heeds no path MTU that the kernel remembers.
+  options: [[0, 10, 3]],
+  headerLength: IPV4_HEADER_LENGTH,
+  encode: encodeEchoRequest,
+  decode: decodeIcmpPacket,
+};
+
+const IPV6: Family = {
+  addressFamily: 2,
+  protocol: ICMPV6,
+  // IPV6_MTU_DISCOVER as above, and IPV6_DONTFRAG: here the sender is who cuts.
+  options: [
+    [41, 23, 3],
+    [41, 62, 1],
+  ],
+  headerLength: IPV6_HEADER_LENGTH,
+  encode: encodeEchoRequest6,
+  decode: decodeIcmp6Message,
+};
 
 interface Target {
   readonly ip: IpAddr;
@@ -51,18 +90,39 @@ interface Sent {
 }
 
 /**
- * Probes all at once, `mtu` being what our own device takes. IPv6 targets are left out. Some two seconds at most.
+ * Probes all at once, `mtu` being what our own device takes. Some two seconds at most.
  * @throws NetError `EPERM` without CAP_NET_RAW
  */
 export async function probeUnderlay(
   targets: readonly IpAddr[],
   mtu: number,
 ): Promise<ReadonlyMap<IpAddr, UnderlayReach>> {
-  const all = targets
-    .filter(isIpv4)
-    .map((ip): Target => ({ ip, low: 0, high: mtu + 1, rttMs: undefined, refusal: undefined, sizes: [] }));
+  const found = await Promise.all([
+    probeFamily(IPV4, targets.filter(isIpv4), mtu),
+    probeFamily(
+      IPV6,
+      targets.filter((ip) => !isIpv4(ip)),
+      mtu,
+    ),
+  ]);
+  return new Map(found.flatMap((part) => [...part]));
+}
+
+async function probeFamily(
+  family: Family,
+  targets: readonly IpAddr[],
+  mtu: number,
+): Promise<ReadonlyMap<IpAddr, UnderlayReach>> {
+  const all = targets.map((ip): Target => ({
+    ip,
+    low: 0,
+    high: mtu + 1,
+    rttMs: undefined,
+    refusal: undefined,
+    sizes: [],
+  }));
   if (all.length === 0) return new Map();
-  const socket = new EchoSocket();
+  const socket = new EchoSocket(family);
   try {
     for (const target of all) target.sizes = [SMALL_PACKET, mtu];
     for (let round = 0; round < MAX_ROUNDS && all.some(({ sizes }) => sizes.length > 0); round++) {
@@ -88,16 +148,19 @@ function reachOf({ low, rttMs, refusal }: Target): UnderlayReach {
 }
 
 class EchoSocket {
+  readonly #family: Family;
   readonly #socket: RawSocket;
   readonly #id = randomInt(0x1_0000);
   readonly #sent = new Map<number, Sent>();
   #sequence = 0;
 
   /** @throws NetError */
-  constructor() {
+  constructor(family: Family) {
+    this.#family = family;
+    const { protocol, addressFamily } = family;
     try {
-      this.#socket = rawSockets().createSocket({ protocol: ICMP, bufferSize: BUFFER_BYTES });
-      this.#socket.setOption(IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_PROBE);
+      this.#socket = rawSockets().createSocket({ protocol, addressFamily, bufferSize: BUFFER_BYTES });
+      for (const option of family.options) this.#socket.setOption(...option);
     } catch (cause) {
       throw new NetError("EPERM", `open an ICMP socket: ${errorText(cause)} (netagent needs CAP_NET_RAW)`, {
         cause,
@@ -125,7 +188,8 @@ class EchoSocket {
 
   #send(target: Target, size: number): void {
     const sequence = this.#sequence++ & 0xffff;
-    const packet = Buffer.from(encodeEchoRequest({ id: this.#id, sequence }, size - IPV4_HEADER_LENGTH));
+    const { encode, headerLength } = this.#family;
+    const packet = Buffer.from(encode({ id: this.#id, sequence }, size - headerLength));
     this.#sent.set(sequence, { target, size, at: performance.now() });
     this.#socket.send(packet, 0, packet.length, target.ip, null, (error) => {
       if (error === null) return;
@@ -138,7 +202,7 @@ class EchoSocket {
 
   #received(packet: Uint8Array): void {
     try {
-      const message = decodeIcmpPacket(packet);
+      const message = this.#family.decode(packet);
       if (message.type === "other" || message.echo.id !== this.#id) return;
       const sent = this.#sent.get(message.echo.sequence);
       if (sent === undefined) return;
@@ -170,10 +234,12 @@ interface RawSocket {
   close(): void;
 }
 interface RawSockets {
-  createSocket(options: { readonly protocol: number; readonly bufferSize: number }): RawSocket;
+  createSocket(options: {
+    readonly protocol: number;
+    readonly addressFamily: number;
+    readonly bufferSize: number;
+  }): RawSocket;
 }
-
-const ICMP = 1;
 
 /** Loaded when first needed: most agents never probe. */
 function rawSockets(): RawSockets {
