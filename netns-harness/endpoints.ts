@@ -121,7 +121,7 @@ export class Connection {
     for (const deadline = performance.now() + ACCEPTS_WITHIN_MS; ;) {
       const client = near.spawnProgram("heartbeat", address, String(port));
       try {
-        await started(client, "beat 1 ");
+        await started(client, "beat 1\n");
         return new Connection(client);
       } catch (error) {
         if (!client.output().includes("ECONNREFUSED") || performance.now() > deadline) throw error;
@@ -160,14 +160,6 @@ export class Connection {
       withinMs,
       until: () => this.#client.running && this.beats >= before + 5,
     });
-  }
-
-  /** The longest pause between two answered beats so far (ms). */
-  get longestGapMs(): number {
-    return Math.max(
-      0,
-      ...this.#client.lines().map((line) => Number(/^beat \d+ (\d+)$/.exec(line)?.[1] ?? 0)),
-    );
   }
 
   #lastBeats(): string {

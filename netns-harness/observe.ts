@@ -2,6 +2,7 @@
 
 import { readdirSync } from "node:fs";
 import { join } from "node:path";
+import type { Background } from "./command.ts";
 import type { Host } from "./host.ts";
 import { program, type Place } from "./place.ts";
 
@@ -70,6 +71,28 @@ export type RequestCounts = {
   /** When the last failure was known, counted from the start of the loop (ms). */
   readonly lastFailureMs: number;
 };
+
+/** A ping every tenth of a second for as long as the lab stands. */
+export class Pings {
+  readonly #ping: Background;
+
+  private constructor(ping: Background) {
+    this.#ping = ping;
+  }
+
+  static start(from: Place, address: string): Pings {
+    return new Pings(from.spawn(["ping", "-n", "-i", "0.1", address]));
+  }
+
+  /** Numbers of those without an answer, up to the last one that was answered. */
+  lost(): number[] {
+    const answered = new Set(
+      [...this.#ping.output().matchAll(/icmp_seq=(\d+) ttl=/g)].map((match) => Number(match[1])),
+    );
+    const last = Math.max(0, ...answered);
+    return Array.from({ length: last }, (_, index) => index + 1).filter((number) => !answered.has(number));
+  }
+}
 
 /** First words of lines, counted. */
 export function tally(output: string): Answers {
