@@ -7,13 +7,11 @@ import { after, type Instant } from "../base/time.ts";
 import type { StreamFailure } from "../swim/boundary.ts";
 import { KeyMismatch, sealsOutgoing, type Sealing } from "../wire/memberlist/seal.ts";
 import {
-  encodeStream,
-  encodeStreamEnvelopes,
   STREAM_LIMITS,
-  StreamDecoder,
   type StreamDirection,
   type StreamMessage,
-} from "../wire/memberlist/stream.ts";
+} from "../wire/memberlist/stream-message.ts";
+import { encodeStream, encodeStreamEnvelopes, StreamDecoder } from "../wire/memberlist/stream.ts";
 import type { GossipEffect } from "./boundary.ts";
 
 /** Accepted and dialled streams at one time; more are closed at once. memberlist answers 127 push/pulls at a time. */

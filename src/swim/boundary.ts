@@ -1,6 +1,6 @@
 import type { SocketAddr } from "../base/ip.ts";
 import type { Alive, MemberlistMessage, Ping } from "../wire/memberlist/message.ts";
-import type { PushPullNode } from "../wire/memberlist/stream.ts";
+import type { PushPullNode } from "../wire/memberlist/push-pull.ts";
 import type { Member } from "./member.ts";
 
 /** Everything that can happen to a node. Streams and exchanges are named by numbers; see each input. */

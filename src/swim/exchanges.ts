@@ -1,6 +1,6 @@
 import { formatSocketAddr, type SocketAddr } from "../base/ip.ts";
 import { after, earliest, type Instant } from "../base/time.ts";
-import type { PushPullNode } from "../wire/memberlist/stream.ts";
+import type { PushPullNode } from "../wire/memberlist/push-pull.ts";
 import type { StreamFailure } from "./boundary.ts";
 import { LARGE_CLUSTER } from "./broadcast-queue.ts";
 import type { Claims, Via } from "./claims.ts";

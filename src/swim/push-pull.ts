@@ -1,6 +1,6 @@
 import type { Instant } from "../base/time.ts";
 import type { Alive } from "../wire/memberlist/message.ts";
-import type { PushPullNode } from "../wire/memberlist/stream.ts";
+import type { PushPullNode } from "../wire/memberlist/push-pull.ts";
 import type { AliveOutcome, Claims, Via } from "./claims.ts";
 import type { Context } from "./context.ts";
 import type { MemberRecord, MemberTable } from "./member.ts";

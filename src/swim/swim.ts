@@ -3,7 +3,7 @@ import { formatSocketAddr, type SocketAddr } from "../base/ip.ts";
 import type { Random } from "../base/random.ts";
 import { after, earlier, type Instant } from "../base/time.ts";
 import { encodeMessage, type Alive, type MemberlistMessage } from "../wire/memberlist/message.ts";
-import type { PushPullNode } from "../wire/memberlist/stream.ts";
+import type { PushPullNode } from "../wire/memberlist/push-pull.ts";
 import { Announcements } from "./announcements.ts";
 import { Answers } from "./answers.ts";
 import type { StreamFailure, SwimEffect, SwimInput, UserBroadcasts } from "./boundary.ts";

@@ -264,6 +264,12 @@ export class MsgpackReader {
     return this.#bytes.subarray(at, at + length);
   }
 
+  /** The next bytes as they are, no value; a view into the input. */
+  raw(length: number): Uint8Array {
+    const at = this.#take(length);
+    return this.#bytes.subarray(at, at + length);
+  }
+
   /** Passes over one value of any kind, however deep. */
   skip(): void {
     const scan = new ValueScanner(this.#format, this.#at, this.#bytes.length);

@@ -18,10 +18,10 @@ import { decodeSerfUserState, encodeSerfUserState } from "../../src/wire/memberl
 import {
   encodeStreamMessage,
   STREAM_LIMITS,
-  StreamDecoder,
   type StreamDirection,
   type StreamMessage,
-} from "../../src/wire/memberlist/stream.ts";
+} from "../../src/wire/memberlist/stream-message.ts";
+import { StreamDecoder } from "../../src/wire/memberlist/stream.ts";
 import { decodeNetworkDbMessage, encodeNetworkDbMessage } from "../../src/wire/networkdb/message.ts";
 import {
   decodeEndpointRecord,

@@ -14,12 +14,8 @@ import {
 } from "../../src/wire/memberlist/message.ts";
 import { decodePacket, encodePacket } from "../../src/wire/memberlist/packet.ts";
 import { UNSEALED } from "../../src/wire/memberlist/seal.ts";
-import {
-  encodeStream,
-  STREAM_LIMITS,
-  StreamDecoder,
-  type StreamMessage,
-} from "../../src/wire/memberlist/stream.ts";
+import { STREAM_LIMITS, type StreamMessage } from "../../src/wire/memberlist/stream-message.ts";
+import { encodeStream, StreamDecoder } from "../../src/wire/memberlist/stream.ts";
 import type { Payload, SimEffect, SimInput, SimNode, StreamError } from "./sim-node.ts";
 
 /** How a node's messages become payloads and back. */

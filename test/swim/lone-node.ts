@@ -6,7 +6,7 @@ import type { SwimEffect, SwimInput, UserBroadcasts } from "../../src/swim/bound
 import { LAN, swimConfig, type SwimConfig } from "../../src/swim/config.ts";
 import { Swim } from "../../src/swim/swim.ts";
 import { decodeMessage, type Alive, type MemberlistMessage } from "../../src/wire/memberlist/message.ts";
-import type { PushPullNode } from "../../src/wire/memberlist/stream.ts";
+import type { PushPullNode } from "../../src/wire/memberlist/push-pull.ts";
 
 type Of<T extends SwimEffect["type"]> = Extract<SwimEffect, { type: T }>;
 

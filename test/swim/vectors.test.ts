@@ -8,7 +8,7 @@ import type { SwimEffect } from "../../src/swim/boundary.ts";
 import { LAN, swimConfig, type SwimConfig } from "../../src/swim/config.ts";
 import { Swim } from "../../src/swim/swim.ts";
 import { decodeMessage, type MemberlistMessage } from "../../src/wire/memberlist/message.ts";
-import type { PushPullNode } from "../../src/wire/memberlist/stream.ts";
+import type { PushPullNode } from "../../src/wire/memberlist/push-pull.ts";
 import { loadVectors } from "../vectors/load.ts";
 
 const STRANGER = { ip: parseIp("192.0.2.99"), port: 7946 };

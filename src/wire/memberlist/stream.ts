@@ -10,34 +10,13 @@
  *
  * One request and at most one reply per connection; what follows a complete message is ignored.
  */
-import { assert, unreachable } from "../../base/assert.ts";
-import { ByteWriter } from "../../base/bytes.ts";
+import { assert } from "../../base/assert.ts";
 import { DecodeError } from "../../base/error.ts";
-import {
-  fieldCount,
-  fieldKey,
-  fieldTable,
-  MsgpackReader,
-  NO_BYTES,
-  ValueScanner,
-  writeBool,
-  writeBytes,
-  writeMapHeader,
-  writeText,
-  writeUnsigned,
-  type EmptyBytes,
-} from "../msgpack.ts";
-import { decodeCompressed, encodeCompressed } from "./compress.ts";
+import { MsgpackReader, NO_BYTES, ValueScanner } from "../msgpack.ts";
+import { encodeCompressed } from "./compress.ts";
 import { labelBytes, labelLength, labelOverhead } from "./label.ts";
-import {
-  decodeMessage,
-  encodeMessageInto,
-  MESSAGE_TYPE,
-  type Ack,
-  type ErrorMessage,
-  type Ping,
-  type UserMessage,
-} from "./message.ts";
+import { MESSAGE_TYPE } from "./message.ts";
+import { decodePushPullHeader } from "./push-pull.ts";
 import {
   KeyMismatch,
   open,
@@ -47,35 +26,16 @@ import {
   sealsOutgoing,
   type Sealing,
 } from "./seal.ts";
-
-/** As in Go's NodeStateType: the index is the number on the wire. */
-export const PUSH_PULL_STATES = ["alive", "suspect", "dead", "left"] as const;
-export type PushPullState = (typeof PUSH_PULL_STATES)[number];
-
-/** What the sender knows of one member. Fields as in `Alive`. */
-export interface PushPullNode {
-  readonly name: string;
-  readonly addr: Uint8Array;
-  readonly port: number;
-  readonly meta: Uint8Array;
-  readonly incarnation: number;
-  readonly state: PushPullState;
-  readonly vsn: Uint8Array;
-}
-
-export interface PushPull {
-  readonly type: "push-pull";
-  /** The sender is joining, as opposed to periodic anti-entropy; a reply repeats the request's. */
-  readonly join: boolean;
-  readonly nodes: readonly PushPullNode[];
-  /** Of the application; of a decoded one a view into the input. */
-  readonly userState: Uint8Array;
-}
-
-export type StreamMessage = PushPull | UserMessage | Ping | Ack | ErrorMessage;
-
-/** "request": what the dialling side sends. "reply": what comes back. */
-export type StreamDirection = "request" | "reply";
+import {
+  decodeStreamMessage,
+  decodeUserHeader,
+  encodeStreamMessage,
+  STREAM_LIMITS,
+  STREAM_TYPES,
+  type StreamDirection,
+  type StreamLimits,
+  type StreamMessage,
+} from "./stream-message.ts";
 
 export interface StreamOptions {
   readonly sealing: Sealing;
@@ -85,26 +45,6 @@ export interface StreamOptions {
   readonly compress: boolean;
   readonly direction: StreamDirection;
 }
-
-export interface StreamLimits {
-  /** Members in one push/pull: bounds the records made of a message of empty maps. */
-  readonly maxNodes: number;
-  readonly maxUserStateBytes: number;
-  readonly maxUserMessageBytes: number;
-  /** Length of one encryption frame. */
-  readonly maxFrameBytes: number;
-  /** A whole message, as it arrives and after decompression: bounds what one connection holds in memory. */
-  readonly maxMessageBytes: number;
-}
-
-/** Those of newer memberlist releases, tighter where the number of members is concerned (theirs: 1,048,576). */
-export const STREAM_LIMITS: StreamLimits = {
-  maxNodes: 131_072,
-  maxUserStateBytes: 20 * 1024 * 1024,
-  maxUserMessageBytes: 20 * 1024 * 1024,
-  maxFrameBytes: 20 * 1024 * 1024,
-  maxMessageBytes: 40 * 1024 * 1024,
-};
 
 /** Type byte and length in front of an encrypted stream message. */
 export const FRAME_HEADER_LENGTH = 5; // bytes
@@ -118,42 +58,6 @@ export function encodeStream(message: StreamMessage, options: StreamOptions): Ui
 export function encodeStreamPayload(message: StreamMessage, compress: boolean): Uint8Array {
   const plain = encodeStreamMessage(message);
   return compress ? encodeCompressed(plain) : plain;
-}
-
-/** The message without envelopes. `empty`: as in `encodeMessage`. */
-export function encodeStreamMessage(message: StreamMessage, empty: EmptyBytes = "nil"): Uint8Array {
-  const out = new ByteWriter(
-    message.type === "push-pull" ? 64 + 128 * message.nodes.length + message.userState.length : 256,
-  );
-  switch (message.type) {
-    case "push-pull":
-      out.u8(MESSAGE_TYPE.pushPull);
-      writeMapHeader(out, 3);
-      out.write(KEY.join);
-      writeBool(out, message.join);
-      out.write(KEY.nodes);
-      writeUnsigned(out, message.nodes.length);
-      out.write(KEY.userStateLen);
-      writeUnsigned(out, message.userState.length);
-      for (const node of message.nodes) encodeNode(node, out, empty);
-      out.write(message.userState);
-      break;
-    case "user":
-      out.u8(MESSAGE_TYPE.user);
-      writeMapHeader(out, 1);
-      out.write(KEY.userMsgLen);
-      writeUnsigned(out, message.payload.length);
-      out.write(message.payload);
-      break;
-    case "ping":
-    case "ack":
-    case "error":
-      encodeMessageInto(message, out, empty);
-      break;
-    default:
-      unreachable(message);
-  }
-  return out.finish();
 }
 
 /** Puts encryption frame and label, as `options` ask for, around a message that may be compressed already. */
@@ -397,196 +301,3 @@ class MessageScanner {
     return this.#values.advance(bytes, length);
   }
 }
-
-const STREAM_TYPES: ReadonlySet<number> = new Set([
-  MESSAGE_TYPE.ping,
-  MESSAGE_TYPE.ack,
-  MESSAGE_TYPE.pushPull,
-  MESSAGE_TYPE.user,
-  MESSAGE_TYPE.compress,
-  MESSAGE_TYPE.error,
-]);
-
-/** A message all of whose bytes are there; it may announce more than there are. */
-function decodeStreamMessage(
-  bytes: Uint8Array,
-  limits: StreamLimits,
-  direction: StreamDirection,
-  compressed = false,
-): StreamMessage {
-  const kind = bytes[0];
-  switch (kind) {
-    case MESSAGE_TYPE.compress: {
-      if (compressed) throw new DecodeError("memberlist stream", 0, "compressed twice");
-      return decodeStreamMessage(decodeCompressed(bytes, limits.maxMessageBytes), limits, direction, true);
-    }
-    case MESSAGE_TYPE.pushPull:
-      return decodePushPull(bytes, limits);
-    case MESSAGE_TYPE.user: {
-      if (direction !== "request") break;
-      const input = new MsgpackReader(bytes, "memberlist stream user message", 1);
-      const length = decodeUserHeader(input, limits);
-      return { type: "user", payload: tail(bytes, input.offset, length) };
-    }
-    case MESSAGE_TYPE.ping:
-    case MESSAGE_TYPE.ack:
-    case MESSAGE_TYPE.error: {
-      if ((kind === MESSAGE_TYPE.ping) !== (direction === "request")) break;
-      const message = decodeMessage(bytes);
-      assert(
-        message.type === "ping" || message.type === "ack" || message.type === "error",
-        "the type byte decides",
-      );
-      return message;
-    }
-    case undefined:
-      throw new DecodeError("memberlist stream", 0, "empty message");
-    default:
-      break;
-  }
-  throw new DecodeError("memberlist stream", 0, `message type ${kind} not valid in a ${direction}`);
-}
-
-function tail(bytes: Uint8Array, at: number, length: number): Uint8Array {
-  if (length > bytes.length - at) throw new DecodeError("memberlist stream", at, "input ends early");
-  return bytes.subarray(at, at + length);
-}
-
-interface PushPullHeader {
-  readonly join: boolean;
-  readonly nodes: number;
-  readonly userStateBytes: number;
-}
-
-const PUSH_PULL_HEADER = fieldTable("Nodes", "UserStateLen", "Join");
-
-function decodePushPullHeader(input: MsgpackReader, limits: StreamLimits): PushPullHeader {
-  let nodes = 0;
-  let userStateBytes = 0;
-  let join = false;
-  const shape = input.struct();
-  for (let i = 0, count = fieldCount(shape); i < count; i++) {
-    switch (input.field(shape, i, PUSH_PULL_HEADER)) {
-      case 0:
-        nodes = input.int();
-        break;
-      case 1:
-        userStateBytes = input.int();
-        break;
-      case 2:
-        join = input.bool();
-        break;
-      default:
-        input.skip();
-    }
-  }
-  if (nodes < 0 || nodes > limits.maxNodes) input.fail(`${nodes} members are outside 0 … ${limits.maxNodes}`);
-  if (userStateBytes < 0 || userStateBytes > limits.maxUserStateBytes)
-    input.fail(`user state of ${userStateBytes} bytes is outside 0 … ${limits.maxUserStateBytes}`);
-  return { join, nodes, userStateBytes };
-}
-
-const USER_HEADER = fieldTable("UserMsgLen");
-
-function decodeUserHeader(input: MsgpackReader, limits: StreamLimits): number {
-  let length = 0;
-  const shape = input.struct();
-  for (let i = 0, count = fieldCount(shape); i < count; i++) {
-    if (input.field(shape, i, USER_HEADER) === 0) length = input.int();
-    else input.skip();
-  }
-  if (length < 0 || length > limits.maxUserMessageBytes)
-    input.fail(`user message of ${length} bytes is outside 0 … ${limits.maxUserMessageBytes}`);
-  return length;
-}
-
-function decodePushPull(bytes: Uint8Array, limits: StreamLimits): PushPull {
-  const input = new MsgpackReader(bytes, "memberlist push/pull", 1);
-  const header = decodePushPullHeader(input, limits);
-  const nodes: PushPullNode[] = [];
-  for (let i = 0; i < header.nodes; i++) {
-    const node = decodeNode(input);
-    // A state of some later release: Go's merge passes over it too.
-    if (node !== undefined) nodes.push(node);
-  }
-  return {
-    type: "push-pull",
-    join: header.join,
-    nodes,
-    userState: tail(bytes, input.offset, header.userStateBytes),
-  };
-}
-
-const NODE = fieldTable("Name", "Addr", "Port", "Meta", "Incarnation", "State", "Vsn");
-
-function decodeNode(input: MsgpackReader): PushPullNode | undefined {
-  let name = "";
-  let addr = NO_BYTES;
-  let port = 0;
-  let meta = NO_BYTES;
-  let incarnation = 0;
-  let state = 0;
-  let vsn = NO_BYTES;
-  const shape = input.struct();
-  for (let i = 0, count = fieldCount(shape); i < count; i++) {
-    switch (input.field(shape, i, NODE)) {
-      case 0:
-        name = input.text();
-        break;
-      case 1:
-        addr = input.bytes();
-        break;
-      case 2:
-        port = input.u16();
-        break;
-      case 3:
-        meta = input.bytes();
-        break;
-      case 4:
-        incarnation = input.u32();
-        break;
-      case 5:
-        state = input.int();
-        break;
-      case 6:
-        vsn = input.bytes();
-        break;
-      default:
-        input.skip();
-    }
-  }
-  const known = PUSH_PULL_STATES[state];
-  return known === undefined ? undefined : { name, addr, port, meta, incarnation, state: known, vsn };
-}
-
-function encodeNode(node: PushPullNode, out: ByteWriter, empty: EmptyBytes): void {
-  writeMapHeader(out, 7);
-  out.write(KEY.addr);
-  writeBytes(out, node.addr, empty);
-  out.write(KEY.incarnation);
-  writeUnsigned(out, node.incarnation);
-  out.write(KEY.meta);
-  writeBytes(out, node.meta, empty);
-  out.write(KEY.name);
-  writeText(out, node.name);
-  out.write(KEY.port);
-  writeUnsigned(out, node.port);
-  out.write(KEY.state);
-  writeUnsigned(out, PUSH_PULL_STATES.indexOf(node.state));
-  out.write(KEY.vsn);
-  writeBytes(out, node.vsn, empty);
-}
-
-const KEY = {
-  addr: fieldKey("Addr"),
-  incarnation: fieldKey("Incarnation"),
-  join: fieldKey("Join"),
-  meta: fieldKey("Meta"),
-  name: fieldKey("Name"),
-  nodes: fieldKey("Nodes"),
-  port: fieldKey("Port"),
-  state: fieldKey("State"),
-  userMsgLen: fieldKey("UserMsgLen"),
-  userStateLen: fieldKey("UserStateLen"),
-  vsn: fieldKey("Vsn"),
-} as const;

@@ -16,8 +16,8 @@ import {
   PUSH_PULL_STATES,
   type PushPull,
   type PushPullNode,
-  type StreamMessage,
-} from "../../../src/wire/memberlist/stream.ts";
+} from "../../../src/wire/memberlist/push-pull.ts";
+import type { StreamMessage } from "../../../src/wire/memberlist/stream-message.ts";
 
 /** Values of the memberlist formats, weighted towards the edges of the integer and length forms. */
 const u32 = fc.oneof(fc.nat(0xffffffff), fc.constantFrom(0, 127, 128, 255, 256, 65_535, 65_536, 0xffffffff));

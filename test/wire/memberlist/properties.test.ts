@@ -13,14 +13,13 @@ import {
 import { decodePacket, encodePacket, MAX_NESTING } from "../../../src/wire/memberlist/packet.ts";
 import { packetOverhead, UNSEALED, type Sealing } from "../../../src/wire/memberlist/seal.ts";
 import {
-  encodeStream,
   encodeStreamMessage,
   STREAM_LIMITS,
-  StreamDecoder,
   type StreamDirection,
   type StreamLimits,
   type StreamMessage,
-} from "../../../src/wire/memberlist/stream.ts";
+} from "../../../src/wire/memberlist/stream-message.ts";
+import { encodeStream, StreamDecoder } from "../../../src/wire/memberlist/stream.ts";
 import { message, nonce, reply, request, sealing } from "./arbitrary.ts";
 
 test("every message survives, with empty fields written either way", () => {

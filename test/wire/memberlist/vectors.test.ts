@@ -7,15 +7,17 @@ import { decodeCompressed, encodeCompressed } from "../../../src/wire/memberlist
 import { encodeMessage, type MemberlistMessage } from "../../../src/wire/memberlist/message.ts";
 import { decodePacket, encodePacket } from "../../../src/wire/memberlist/packet.ts";
 import { open, UNSEALED, type Sealing } from "../../../src/wire/memberlist/seal.ts";
+import { PUSH_PULL_STATES } from "../../../src/wire/memberlist/push-pull.ts";
 import {
-  encodeStreamEnvelopes,
   encodeStreamMessage,
-  FRAME_HEADER_LENGTH,
-  PUSH_PULL_STATES,
   STREAM_LIMITS,
-  StreamDecoder,
   type StreamDirection,
   type StreamMessage,
+} from "../../../src/wire/memberlist/stream-message.ts";
+import {
+  encodeStreamEnvelopes,
+  FRAME_HEADER_LENGTH,
+  StreamDecoder,
 } from "../../../src/wire/memberlist/stream.ts";
 import { loadVectors } from "../../vectors/load.ts";
 

@@ -3,7 +3,8 @@ import { test } from "node:test";
 import { fromHex, toHex } from "../../../src/base/bytes.ts";
 import { decodePacket } from "../../../src/wire/memberlist/packet.ts";
 import { UNSEALED } from "../../../src/wire/memberlist/seal.ts";
-import { STREAM_LIMITS, StreamDecoder } from "../../../src/wire/memberlist/stream.ts";
+import { STREAM_LIMITS } from "../../../src/wire/memberlist/stream-message.ts";
+import { StreamDecoder } from "../../../src/wire/memberlist/stream.ts";
 import { decodeNetworkDbMessage, encodeNetworkDbMessage } from "../../../src/wire/networkdb/message.ts";
 import type { TableEvent } from "../../../src/wire/networkdb/table-event.ts";
 import {
