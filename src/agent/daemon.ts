@@ -212,6 +212,7 @@ async function runLocked(
           mesh,
           dns,
           loopDelay,
+          checksums,
           filter,
           pathCounters: () => paths.prober.counters,
           traffic: (network) => readNetworkTraffic(config.runDir, network),

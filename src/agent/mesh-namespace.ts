@@ -1,4 +1,4 @@
-import type { IpAddr } from "../base/ip.ts";
+import { type IpAddr, ipv4FromNumber } from "../base/ip.ts";
 import { Conntrack } from "../kernel/conntrack.ts";
 import { hasLegacyFilter, reconcileForwardPolicy } from "../kernel/forward-policy.ts";
 import { NetlinkSocket } from "../kernel/netlink-socket.ts";
@@ -6,11 +6,14 @@ import { Netns } from "../kernel/netns.ts";
 import { NftTableKeeper } from "../kernel/nft.ts";
 import { applyReturnPath, readDefaultSource, readReturnPath } from "../kernel/return-path.ts";
 import { HOST, type NamespaceState } from "../mesh/desired.ts";
-import { FAILING } from "../mesh/host-rules.ts";
+import { ADDRESS_PORTS, FAILING, PORTS } from "../mesh/host-rules.ts";
+import { REFUSE_CHAIN } from "../mesh/pick-chains.ts";
 import { asDue, describeRepair, isEmptyPlan } from "../mesh/plan.ts";
 import { describeReturnPathStep, planReturnPath } from "../mesh/return-path.ts";
 import { TABLE } from "../mesh/ruleset.ts";
+import { PROTOCOL_NUMBERS } from "../mesh/service-blocks.ts";
 import { INGRESS_HOST_LINK } from "../overlay/naming.ts";
+import type { PortCount } from "./port-counts.ts";
 
 const FORWARD_FAULT = "the FORWARD chain of iptables lacked our rules, or had too many: set";
 /** Sweeps and changes between two looks at iptables when nobody seems to have changed anything. */
@@ -71,6 +74,20 @@ export class MeshNamespace {
   /** What the rules have noted in `FAILING`, as rows. */
   failing(): Uint32Array {
     return this.#keeper.readSet(FAILING);
+  }
+
+  /** How many connections came to each published port since its element was made. @throws NetError */
+  portCounts(): PortCount[] {
+    return [PORTS, ADDRESS_PORTS].flatMap(({ name, key: fields }) =>
+      this.#keeper.countedElements(name).map(({ key, packets, chain }) => {
+        const view = new DataView(key.buffer, key.byteOffset, key.byteLength);
+        const at = 4 * (fields.length - 2);
+        const address = at === 0 ? {} : { address: ipv4FromNumber(view.getUint32(0)) };
+        const protocol = view.getUint8(at) === PROTOCOL_NUMBERS.udp ? "udp" : "tcp";
+        const port = view.getUint16(at + 4);
+        return { ...address, protocol, port, connections: Number(packets), refused: chain === REFUSE_CHAIN };
+      }),
+    );
   }
 
   /**

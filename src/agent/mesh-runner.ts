@@ -17,6 +17,7 @@ import type { Agent, Dependent } from "./agent.ts";
 import type { PlanView } from "./control-protocol.ts";
 import { FailingBackends, nameOf } from "./failing-backends.ts";
 import { MeshNamespace } from "./mesh-namespace.ts";
+import type { PortCount } from "./port-counts.ts";
 import { ServiceIndex, type FailingPort } from "./service-index.ts";
 
 /** Changes that come together are one transaction. */
@@ -155,6 +156,24 @@ export class MeshRunner implements Dependent {
   /** What the last round failed at; undefined when it did not. */
   get problem(): NetError | undefined {
     return this.#problem;
+  }
+
+  /** Services some of whose backends this node prefers others to. */
+  avoided(): { readonly service: string; readonly backends: number }[] {
+    return this.#index.services().flatMap(({ name, backends }) => {
+      const count = backends.filter(({ avoid }) => avoid === true).length;
+      return count === 0 ? [] : [{ service: name, backends: count }];
+    });
+  }
+
+  /** What came to the published ports; none without rules, or while the table is being replaced. */
+  portCounts(): readonly PortCount[] {
+    try {
+      return this.#namespaces.get(HOST)?.portCounts() ?? [];
+    } catch (error) {
+      if (!(error instanceof NetError)) throw error;
+      return [];
+    }
   }
 
   /** Published ports that processes here hold, one line each. */

@@ -3,10 +3,12 @@ import { Counter, Gauge, Registry } from "prom-client";
 import { NetError } from "../base/error.ts";
 import type { NetworkId } from "../base/id.ts";
 import type { Agent } from "./agent.ts";
+import type { ChecksumWatch } from "./checksum-watch.ts";
 import type { DnsRunner } from "./dns-runner.ts";
 import type { LoopDelay } from "./loop-delay.ts";
 import type { MeshRunner } from "./mesh-runner.ts";
 import type { NetworkTraffic, Traffic } from "./network-traffic.ts";
+import { addServiceMetrics } from "./service-metrics.ts";
 import type { UnderlayFilter } from "./underlay-filter.ts";
 import type { Views } from "./views.ts";
 
@@ -14,10 +16,20 @@ import type { Views } from "./views.ts";
 export interface MetricSources {
   readonly agent: Pick<
     Agent,
-    "loop" | "reconciler" | "endpoints" | "networkName" | "rejectedRows" | "repairs" | "dataplane"
+    | "loop"
+    | "reconciler"
+    | "endpoints"
+    | "networkName"
+    | "rejectedRows"
+    | "repair"
+    | "repairs"
+    | "standing"
+    | "serviceOf"
+    | "dataplane"
   >;
   readonly views: Pick<Views, "peers" | "services" | "networks" | "endpoints" | "addressUse">;
-  readonly mesh: Pick<MeshRunner, "counters">;
+  readonly mesh: Pick<MeshRunner, "counters" | "avoided" | "portCounts">;
+  readonly checksums: Pick<ChecksumWatch, "recent">;
   readonly dns: Pick<DnsRunner, "counters" | "upstream">;
   readonly filter: Pick<UnderlayFilter, "counters" | "dropped" | "strangers">;
   readonly loopDelay: Pick<LoopDelay, "delays">;
@@ -29,6 +41,19 @@ export interface MetricSources {
 
 /** One value and what it is of. */
 type Sample = readonly [labels: Readonly<Record<string, string>>, value: number];
+
+type RegisterOne = (
+  name: string,
+  help: string,
+  labelNames: readonly string[],
+  read: () => readonly Sample[],
+) => void;
+
+/** Adds a metric whose values are read at each scrape. */
+export interface Register {
+  readonly counter: RegisterOne;
+  readonly gauge: RegisterOne;
+}
 
 /** A slow or hostile scraper may not keep a connection for longer. */
 const REQUEST_TIMEOUT_MS = 5_000;
@@ -44,7 +69,7 @@ export function createRegistry(sources: MetricSources): Registry {
   const { agent, views, mesh, dns } = sources;
   const { node, transport } = agent.loop;
 
-  const counter = (name: string, help: string, labelNames: readonly string[], read: () => Sample[]): void => {
+  const counter: RegisterOne = (name, help, labelNames, read) => {
     new Counter({
       name: `netagent_${name}`,
       help,
@@ -56,7 +81,7 @@ export function createRegistry(sources: MetricSources): Registry {
       },
     });
   };
-  const gauge = (name: string, help: string, labelNames: readonly string[], read: () => Sample[]): void => {
+  const gauge: RegisterOne = (name, help, labelNames, read) => {
     new Gauge({
       name: `netagent_${name}`,
       help,
@@ -210,16 +235,30 @@ export function createRegistry(sources: MetricSources): Registry {
   gauge("repairs_recent", "Different faults of another hand mended in the last ten minutes.", [], () => [
     [{}, agent.repairs.recent(agent.loop.now()).length],
   ]);
-  gauge("backends", "Backends of a service, by state.", ["service", "state"], () =>
-    views
-      .services()
-      .flatMap(({ name, backends }) =>
-        ["ready", "draining"].map((state): Sample => [
-          { service: name, state },
-          backends.filter((backend) => backend.state === state).length,
-        ]),
-      ),
+  gauge("repair_enabled", "0 while what other hands change is told and left alone.", [], () => [
+    [{}, agent.repair ? 1 : 0],
+  ]);
+  gauge("faults_standing", "Differences that other hands made and that stand, repair being off.", [], () => [
+    [{}, agent.standing.all().length],
+  ]);
+  counter("faults_left_total", "The same, each when it was found.", [], () => [[{}, agent.standing.found]]);
+  gauge(
+    "bad_checksum_packets",
+    "Packets that came with a wrong UDP or TCP checksum in the last ten minutes.",
+    ["place"],
+    () => {
+      const found = sources.checksums.recent();
+      const sum = (isHost: boolean): number =>
+        found
+          .filter(({ place }) => (place === "host") === isHost)
+          .reduce((all, { packets }) => all + packets, 0);
+      return [
+        [{ place: "host" }, sum(true)],
+        [{ place: "sandboxes" }, sum(false)],
+      ];
+    },
   );
+  addServiceMetrics({ counter, gauge }, sources);
   gauge("address_space_ratio", "Used part of a network's addresses, 0 to 1.", ["network"], () =>
     node.state.networks().flatMap((network): Sample[] => {
       const { total, used } = views.addressUse(network);

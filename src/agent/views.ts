@@ -6,7 +6,7 @@ import { roleOf } from "../cluster/metadata.ts";
 import type { RowView } from "../networkdb/networkdb.ts";
 import { endpointRecordOf, INGRESS_ENDPOINT_NAME, peerRecordOf } from "../overlay/rows.ts";
 import { printable } from "../state/find.ts";
-import { hostRange } from "../state/address-ring.ts";
+import { rangeWithin } from "../state/address-ring.ts";
 import type { NetworkView as NetworkState, ServiceView as ServiceState } from "../state/state.ts";
 import { INGRESS } from "../state/ingress.ts";
 import type { Member } from "../swim/member.ts";
@@ -114,7 +114,7 @@ export class Views {
     if (use !== undefined) return { total: use.size, used: use.size - use.free };
     if (network.external === undefined) return { total: 0, used: 0 };
     const range = network.external.ipRange ?? network.subnet;
-    const { first, end } = hostRange(range);
+    const { first, end } = rangeWithin(network.subnet, range);
     const seen = new Set(this.endpointsOf(network).map(({ ip }) => ip));
     return {
       total: end - first - (subnetContains(range, network.gateway) ? 1 : 0),

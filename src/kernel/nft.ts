@@ -24,7 +24,7 @@ import {
   type Ruleset,
   type SetDefinition,
 } from "../mesh/ruleset.ts";
-import { decodeCountedElements } from "../wire/nftables/counted-element.ts";
+import { type CountedElement, decodeCountedElements } from "../wire/nftables/counted-element.ts";
 import { addElements, ElementReader, writeGetElements } from "../wire/nftables/element.ts";
 import {
   addDeleteTable,
@@ -251,6 +251,11 @@ export class NftTableKeeper implements Disposable {
 
   /** Addresses in a set that the kernel fills and counts in; none when there is no such set. */
   countedAddresses(set: string): CountedAddress[] {
+    return this.countedElements(set).map(({ key, packets }) => ({ address: ipFromBytes(key), packets }));
+  }
+
+  /** Elements of a set or map with what the kernel counted of each; none when there is no such set. */
+  countedElements(set: string): CountedElement[] {
     if (!this.#setNames().has(set)) return [];
     return this.#socket
       .dump(
@@ -261,8 +266,7 @@ export class NftTableKeeper implements Disposable {
         },
         (message) => decodeCountedElements(message.payload),
       )
-      .flat()
-      .map(({ key, packets }) => ({ address: ipFromBytes(key), packets }));
+      .flat();
   }
 
   generation(): number {

@@ -42,8 +42,9 @@ export const OVERLAY_RANGES: SetDefinition = {
 };
 
 const PUBLISHED_DECLARATIONS = [
-  "map ports { typeof meta l4proto . th dport : verdict; }",
-  "map address_ports { typeof ip daddr . meta l4proto . th dport : verdict; }",
+  // Each element counts what it is looked up for: the first packets of connections, as chains of NAT see no others.
+  "map ports { typeof meta l4proto . th dport : verdict; counter; }",
+  "map address_ports { typeof ip daddr . meta l4proto . th dport : verdict; counter; }",
   ...slotMapTexts("slots", "meta l4proto . th dport", "ip daddr . th dport"),
   ...slotMapTexts("address_slots", "ip daddr . meta l4proto . th dport", "ip daddr . th dport"),
   "set masked { typeof ip daddr . meta l4proto . th dport; }",

@@ -27,6 +27,12 @@ export function hostRange(subnet: Cidr): AddressRange {
   return { first: first + 1, end: first + subnetSize(subnet) - 1 };
 }
 
+/** Of a range inside a subnet: all of it, but never the subnet's own first and last address. */
+export function rangeWithin(subnet: Cidr, range: Cidr): AddressRange {
+  const [whole, part] = [hostRange(subnet), hostRange(range)];
+  return { first: Math.max(part.first - 1, whole.first), end: Math.min(part.end + 1, whole.end) };
+}
+
 /**
  * The ring as created: the range in equal parts, one per seed, in their order. A function of the definition, so
  * whoever knows a network knows its first ring, and a creator that dies early takes nothing with it.

@@ -2,7 +2,14 @@ import type { NodeId } from "../base/id.ts";
 import { ipv4ToNumber } from "../base/ip.ts";
 import type { Network } from "../wire/state/definition.ts";
 import type { Ring } from "../wire/state/ring.ts";
-import { AddressRing, compareRings, hostRange, seedRing, type AddressRange } from "./address-ring.ts";
+import {
+  AddressRing,
+  compareRings,
+  hostRange,
+  rangeWithin,
+  seedRing,
+  type AddressRange,
+} from "./address-ring.ts";
 import type { AddressHolder } from "./request.ts";
 
 /** One address given away by this node. */
@@ -107,9 +114,7 @@ export class AddressSpace {
     const external = this.network.external;
     if (external === undefined) return this.#ring?.rangesOf(this.#self) ?? [];
     if (external.ipRange === undefined) return [];
-    const { first, end } = hostRange(external.ipRange);
-    // A range inside the subnet keeps its own first and last address, but never the subnet's.
-    return [{ first: Math.max(first - 1, this.range.first), end: Math.min(end + 1, this.range.end) }];
+    return [rangeWithin(this.network.subnet, external.ipRange)];
   }
 
   owns(address: number): boolean {
