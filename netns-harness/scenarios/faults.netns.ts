@@ -155,7 +155,7 @@ scenario(
     await node1.start({ flags: ["--gossip-key", sealing] });
     await node2.start({ flags: ["--gossip-key", sealing, "--gossip-key", second], join: [node1] });
     const [ring] = await complainsOf(node1, ["failed keys node2"], PATIENCE_MS);
-    assert.match(ring?.detail ?? "", /^has \S+ \S+, node1 has \S+$/);
+    assert.match(ring?.detail ?? "", /^has (\S+) (\S+), node1 has \1: node1 lacks \2$/);
     assert.match(ring?.cure ?? "", /netctl keys install/);
     assert.ok(!JSON.stringify(ring).includes(second), "a key is never shown");
     await node1.ctl("keys", "install", second);

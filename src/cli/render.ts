@@ -85,6 +85,19 @@ export function renderPairs(pairs: readonly (readonly [string, string])[], scree
   return pairs.map(([key, value]) => `${paint(key.padEnd(width), "dim", screen)}  ${value}\n`).join("");
 }
 
+/** Lines no wider than the screen, those after the first indented; a word that is wider stays whole. */
+export function wrap(text: string, indent: number, { columns }: Screen): string {
+  const lines: string[] = [];
+  let line = "";
+  for (const word of text.split(" ")) {
+    if (line.trim() !== "" && line.length + 1 + word.length > columns) {
+      lines.push(line);
+      line = " ".repeat(indent) + word;
+    } else line += line === "" && lines.length === 0 ? word : ` ${word}`;
+  }
+  return `${[...lines, line].join("\n")}\n`;
+}
+
 /** First 12 characters, as docker shows ids. */
 export function shortId(id: string): string {
   return id.slice(0, 12);

@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { diagnose, type Findings, type NodeReport, type PeerFinding } from "../../src/agent/diagnosis.ts";
+import { diagnose } from "../../src/agent/diagnosis.ts";
+import type { Findings, NodeReport, PeerFinding } from "../../src/agent/findings.ts";
 
 const WELL: NodeReport = {
   wallMs: 1_000_000,
@@ -210,15 +211,51 @@ test("a clock is only blamed for what the way of question and answer cannot expl
   );
 });
 
-test("the order of keys that only open is no difference, the sealing key is", () => {
-  const statusOf = (keys: string[]) =>
-    diagnose(
-      findings({
-        peers: [{ ...PEER, answer: { report: { ...WELL, keys }, sentMs: 999_990, receivedMs: 1_000_010 } }],
-      }),
-    ).ok;
-  assert.ok(statusOf(["aaaa", "bbbb"]));
-  assert.ok(!statusOf(["bbbb", "aaaa"]));
+test("rings that differ are told by who lacks what, the order of keys that only open is no difference", () => {
+  const ringsOf = (keys: string[]): string[] => {
+    const answer = { report: { ...WELL, keys }, sentMs: 999_990, receivedMs: 1_000_010 };
+    const { checks } = diagnose(findings({ peers: [{ ...PEER, answer }] }));
+    return checks
+      .filter(({ name, status }) => name === "keys" && status === "failed")
+      .map(({ detail, cure }) => `${detail}; ${cure}`);
+  };
+  assert.deepEqual(ringsOf(["aaaa", "bbbb"]), []);
+  assert.match(
+    ringsOf(["bbbb", "aaaa"]).join(),
+    /: node2 seals with bbbb, node1 with aaaa; netctl keys use the one that shall seal$/,
+  );
+  assert.match(
+    ringsOf(["aaaa"]).join(),
+    /^has aaaa, node1 has aaaa bbbb: node2 lacks bbbb; netctl keys install /,
+  );
+  assert.match(ringsOf(["aaaa", "cccc"]).join(), /: node2 lacks bbbb, node1 lacks cccc; /);
+});
+
+test("where the side that is deaf drops packets for their checksum, that is the cure and no firewall", () => {
+  const badChecksums = [{ place: "host", packets: 40 }];
+  const dataPathDetail = "one way: they hear us, we do not hear them";
+  const blocked: PeerFinding = { ...PEER, dataPath: "blocked", dataPathDetail, mtu: null };
+  const cureOf = (change: Partial<Findings>): string =>
+    diagnose(findings({ peers: [blocked], ...change })).checks.find(({ name }) => name === "data-path")
+      ?.cure ?? "";
+  assert.match(cureOf({}), /^let UDP port 4789 through towards node1/);
+  assert.match(
+    cureOf({ self: { ...WELL, badChecksums } }),
+    /^packets come with wrong checksums: .* -K eth0 tx off/,
+  );
+});
+
+test("that repair is off is a warning, and what stands has its cure in switching it on", () => {
+  const report = { ...WELL, repairOff: true, drift: [{ subject: "blue", steps: ["eth0 was gone: create"] }] };
+  const { checks } = diagnose(
+    findings({ peers: [{ ...PEER, answer: { report, sentMs: 999_990, receivedMs: 1_000_010 } }] }),
+  );
+  const found = checks.filter(({ status }) => status !== "ok");
+  assert.deepEqual(
+    found.map(({ name, subject, status }) => `${status} ${name} ${subject}`),
+    ["failed drift node2", "warning repairs node2"],
+  );
+  assert.ok(found.every(({ cure }) => cure?.includes("netctl repair on")));
 });
 
 function findings(change: Partial<Findings>): Findings {

@@ -1,7 +1,8 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import type { ResolveView } from "../../src/agent/control-protocol.ts";
-import { renderResolve } from "../../src/cli/commands/look.ts";
+import type { DoctorView, ResolveView, TraceView } from "../../src/agent/control-protocol.ts";
+import { renderDoctor, renderResolve } from "../../src/cli/commands/look.ts";
+import { renderTrace } from "../../src/cli/commands/trace.ts";
 
 const PIPE = { columns: Number.POSITIVE_INFINITY, colour: false };
 const ROW = { endpoint: "web.1", id: "c0ffee", node: "node2", lamport: "41", ageSeconds: 7_300 };
@@ -36,4 +37,42 @@ test("a name is explained by what it was tried as, the rows and definitions behi
   );
   const refused: ResolveView = { ...VIEW, addresses: [], outcome: "refused", detail: "nobody has it" };
   assert.match(renderResolve(refused, PIPE), /\ntasks\.web\.blue for box: no address: nobody has it\n$/);
+});
+
+test("in a pipe a finding is a line; on a terminal it keeps within its width, and no word is lost", () => {
+  const detail =
+    "blue: the FDB entry of 02:42:0a:07:00:80 pointed to 192.168.1.250: set fdb 02:42:0a:07:00:80";
+  const doctor: DoctorView = {
+    ok: false,
+    checks: [
+      { name: "drift", subject: "node1", status: "failed", detail, cure: "netctl repair on mends it there" },
+      { name: "clock", subject: "3 nodes", status: "ok", detail: "wall clocks agree" },
+    ],
+  };
+  const hop = { node: "node1", place: "ov-vp26k7lf7chewve8rtzz8a66x" } as const;
+  const trace: TraceView = {
+    ok: false,
+    hops: [
+      {
+        ...hop,
+        what: "neighbor 10.7.0.128 → 02:42:0a:07:00:80",
+        status: "ok",
+        detail: `repaired: ${detail}`,
+      },
+      { ...hop, what: "FDB 02:42:0a:07:00:80 → 192.168.1.105 on vxlan0", status: "broken", detail },
+    ],
+  };
+  const words = (text: string): string => text.split(/\s+/).filter(Boolean).join(" ");
+  const terminal = { columns: 80, colour: false };
+  assert.equal(renderDoctor(doctor, PIPE).split("\n").length, 3);
+  assert.equal(words(renderDoctor(doctor, terminal)), words(renderDoctor(doctor, PIPE)));
+  const lines = [renderDoctor(doctor, terminal), renderTrace(trace, terminal)].join("").split("\n");
+  assert.ok(
+    lines.every((line) => line.length <= 80),
+    lines.filter((line) => line.length > 80).join("\n"),
+  );
+  assert.equal(renderTrace(trace, PIPE).split("\n").length, 5);
+  assert.ok(words(renderTrace(trace, terminal)).includes(words(`on node1: repaired: ${detail}`)));
+  assert.match(renderTrace(trace, terminal), /\nbroken: FDB /);
+  assert.match(renderDoctor(doctor, { columns: 80, colour: true }), /^\u001b\[31mfailed\u001b\[0m   drift /);
 });

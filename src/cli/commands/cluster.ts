@@ -1,7 +1,7 @@
 import type { Command } from "commander";
 import type { KeyAnswer, NodeView, PeerView } from "../../agent/control-protocol.ts";
 import { contextOf, UsageError } from "../context.ts";
-import { age, paint, renderPairs, renderTable, shortId, type Colour, type Screen } from "../render.ts";
+import { age, paint, renderPairs, renderTable, shortId, type Colour, type Screen, wrap } from "../render.ts";
 
 const STATE_COLOURS: Readonly<Record<string, Colour>> = {
   alive: "green",
@@ -210,7 +210,7 @@ function troublesText(peers: readonly PeerView[], screen: Screen): string {
     ...(dataPathDetail === "" || state === "dead" || state === "left" ? [] : [`${name}: ${dataPathDetail}`]),
     ...faults.map((fault) => `${name}: ${fault}`),
   ]);
-  return lines.map((line) => `${paint(line, "yellow", screen)}\n`).join("");
+  return lines.map((line) => paint(wrap(line, 2, screen), "yellow", screen)).join("");
 }
 
 function renderPeerTable(peers: PeerView[], screen: Screen): string {

@@ -1,7 +1,7 @@
 import type { Command } from "commander";
 import type { DoctorView, PlanView, RepairView, ResolveView } from "../../agent/control-protocol.ts";
 import { contextOf, parseDuration, UsageError } from "../context.ts";
-import { age, paint, renderTable, type Screen } from "../render.ts";
+import { age, paint, renderTable, type Screen, wrap } from "../render.ts";
 
 /** plan, events, doctor, repair, resolve: what the agent knows, wants, did and thinks is wrong. */
 export function addLookCommands(program: Command): void {
@@ -75,8 +75,8 @@ export function addLookCommands(program: Command): void {
     });
 }
 
-function renderRepair({ repair, standing }: RepairView): string {
-  const lines = standing.map(({ subject, text }) => `${subject}: ${text}\n`);
+function renderRepair({ repair, standing }: RepairView, screen: Screen): string {
+  const lines = standing.map(({ subject, text }) => wrap(`${subject}: ${text}`, 2, screen));
   return `repair is ${repair}\n${lines.join("")}`;
 }
 
@@ -129,12 +129,15 @@ function renderPlan(plans: PlanView[], screen: Screen): string {
     .join("");
 }
 
-function renderDoctor(report: DoctorView, screen: Screen): string {
+/** A check is one line; on a terminal it goes on below itself. */
+export function renderDoctor(report: DoctorView, screen: Screen): string {
   const colours = { ok: "green", warning: "yellow", failed: "red" } as const;
   return report.checks
     .map((check) => {
-      const status = paint(check.status.padEnd(7), colours[check.status], screen);
-      return `${status}  ${check.name}  ${check.subject}  ${check.detail}${check.cure === undefined ? "" : `; ${check.cure}`}\n`;
+      const cure = check.cure === undefined ? "" : `; ${check.cure}`;
+      const text = `${check.status.padEnd(7)}  ${check.name}  ${check.subject}  ${check.detail}${cure}`;
+      const status = paint(check.status, colours[check.status], screen);
+      return status + wrap(text, 9, screen).slice(check.status.length);
     })
     .join("");
 }

@@ -6,7 +6,7 @@ import type { Command } from "commander";
 import { NetError } from "../../base/error.ts";
 import type { TraceView } from "../../agent/control-protocol.ts";
 import { contextOf, parseInteger, UsageError, type Context } from "../context.ts";
-import { paint, renderTable, type Colour, type Screen } from "../render.ts";
+import { paint, renderTable, type Colour, type Screen, wrap } from "../render.ts";
 
 /** A capture to a file ends here unless told otherwise: it must not fill the disk. */
 const DEFAULT_LIMIT_MB = 100;
@@ -174,20 +174,25 @@ async function capture(
   }
 }
 
-function renderTrace(trace: TraceView, screen: Screen): string {
+/** In a pipe a line a hop with all that is said of it; on a terminal what is said comes below the table. */
+export function renderTrace(trace: TraceView, screen: Screen): string {
+  const isWide = screen.columns === Number.POSITIVE_INFINITY;
   const table = renderTable(
     trace.hops,
     [
       { title: "NODE", value: (hop) => hop.node },
       { title: "WHERE", value: (hop) => hop.place, drop: 1 },
-      { title: "HOP", value: (hop) => hop.what },
+      { title: "HOP", value: (hop) => hop.what, shrink: true },
       { title: "STATE", value: (hop) => hop.status, colour: (hop) => STATUS_COLOURS[hop.status] },
-      { title: "", value: (hop) => hop.detail },
+      ...(isWide ? [{ title: "", value: (hop: TraceView["hops"][number]) => hop.detail }] : []),
     ],
     screen,
   );
   const broken = trace.hops.find((hop) => hop.status === "broken");
-  return broken === undefined
-    ? table
-    : `${table}${paint("broken", "red", screen)}: ${broken.what} on ${broken.node}: ${broken.detail}\n`;
+  const notes = trace.hops
+    .filter((hop) => !isWide && hop.detail !== "" && hop !== broken)
+    .map((hop) => wrap(`${hop.what} on ${hop.node}: ${hop.detail}`, 2, screen));
+  if (broken === undefined) return table + notes.join("");
+  const first = wrap(`broken: ${broken.what} on ${broken.node}: ${broken.detail}`, 2, screen);
+  return `${table}${notes.join("")}${paint("broken", "red", screen)}${first.slice("broken".length)}`;
 }
