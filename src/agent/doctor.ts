@@ -235,15 +235,21 @@ export class Doctor {
     const { networkDb } = agent.loop.node;
     const found: string[] = [];
     for (const { network } of networkDb.attachments()) {
-      const owners = new Map<string, string[]>();
+      const owners = new Map<string, { readonly node: string; readonly key: string }[]>();
       for (const row of networkDb.rows(network, PEER_TABLE)) {
         const ip = peerRecordOf(row)?.endpointIp.ip;
         if (ip === undefined) continue;
-        const who = `${row.key.slice(0, 12)} on ${agent.shownName(row.owner)}`;
+        const who = { node: agent.shownName(row.owner), key: row.key.slice(0, 12) };
         owners.set(ip, [...(owners.get(ip) ?? []), who]);
       }
-      for (const [ip, who] of owners)
-        if (who.length > 1) found.push(`${ip} on ${agent.networkName(network)}: ${who.sort().join(" and ")}`);
+      for (const [ip, who] of owners) {
+        if (who.length < 2) continue;
+        // By node, so that all nodes say the same of the same.
+        const names = who
+          .sort((a, b) => (`${a.node} ${a.key}` < `${b.node} ${b.key}` ? -1 : 1))
+          .map(({ node, key }) => `${key} on ${node}`);
+        found.push(`${ip} on ${agent.networkName(network)}: ${names.join(" and ")}`);
+      }
     }
     return found;
   }

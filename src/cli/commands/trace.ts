@@ -43,7 +43,7 @@ export function addTraceCommands(program: Command): void {
     .option("--node <node>", "as seen there instead of on this node")
     .option("--count <frames>", "end after so many", parseInteger)
     .option("--filter <expression>", "as tcpdump's: 'tcp port 80'")
-    .option("--limit-mb <megabytes>", `a file ends here (default ${DEFAULT_LIMIT_MB})`, parseInteger)
+    .option("--limit-mb <megabytes>", `what -w writes ends here (default ${DEFAULT_LIMIT_MB})`, parseInteger)
     .addHelpText(
       "after",
       "\nFrames between two endpoints of the same node do not cross the overlay and are not seen.\n\nExample:\n  netctl capture dockercoins --filter 'tcp port 6379'\n  netctl capture dockercoins -w dockercoins.pcap --count 1000\n  netctl capture dockercoins --node node2 --count 20",
@@ -137,7 +137,8 @@ async function capture(
   file: string | undefined,
   limitBytes: number,
 ): Promise<number> {
-  const toFile = file !== undefined && file !== "-";
+  // Also of standard output, which may lead into a file.
+  const toFile = file !== undefined;
   const child = spawn("nsenter", [`--net=${netns}`, "--", ...tcpdump], {
     stdio: ["ignore", toFile ? "pipe" : "inherit", "inherit"],
   });
@@ -147,7 +148,7 @@ async function capture(
   process.on("SIGINT", wait);
   process.on("SIGTERM", stop);
   if (toFile && child.stdout !== null) {
-    const output = createWriteStream(file, { mode: 0o600 });
+    const output: Writable = file === "-" ? process.stdout : createWriteStream(file, { mode: 0o600 });
     let written = 0;
     output.on("error", (error) => {
       process.stderr.write(`netctl: write ${file}: ${error.message}\n`);
@@ -159,7 +160,9 @@ async function capture(
       written += chunk.length;
       output.write(chunk);
     });
-    child.stdout.on("end", () => output.end());
+    child.stdout.on("end", () => {
+      if (output !== process.stdout) output.end();
+    });
   }
   try {
     return await new Promise<number>((resolve, reject) => {
