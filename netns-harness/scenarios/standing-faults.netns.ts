@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import type { PeerView } from "../../src/agent/control-protocol.ts";
-import { breaksAt, complaints, events, headOf, leadsThrough, peerOf } from "../diagnose.ts";
+import { breaksAt, complaints, events, headOf, leadsThrough, peerOf, trace } from "../diagnose.ts";
 import { attach, httpBackend, kernelAgrees, reaches } from "../endpoints.ts";
 import { backendAndPeer, filled, handAt, type Hand } from "../hands.ts";
 import type { Host } from "../host.ts";
@@ -227,8 +227,15 @@ scenarioOnBoth(
       await reaches(a.place, b.ip);
       assert.deepEqual((await peerOf(node1, "node1"))?.faults, []);
     }
-    // A way that was mended is well, and says so.
+    // A way that was mended is well, and each hop of it says so.
     await leadsThrough(node2, "a", "b", PATIENCE_MS);
+    const { hops } = await trace(node2, "a", "b");
+    const mended = hops.filter(({ detail }) => /^repaired \d+ s ago: /.test(detail)).map(({ what }) => what);
+    for (const hop of faults.flatMap(({ hop: broken }) => (broken?.to === "b" ? [broken.what] : [])))
+      assert.ok(
+        mended.some((what) => new RegExp(filled(swarm, `^${hop}`)).test(what)),
+        `${hop} among ${mended.join()}`,
+      );
   },
 );
 

@@ -42,6 +42,12 @@ scenario("the status page shows nodes, links, services and what is wrong, live i
   const file = process.env["STATUS_SCREENSHOT"];
   if (file !== undefined) await page.screenshot(file);
 
+  // What stands on another node, since it may not repair.
+  await node2.ctl("repair", "off");
+  await shows("that node2 does not repair", text("troubles"), "node2: repair is off (netctl repair on)");
+  await node2.ctl("repair", "on");
+  await shows("nothing wrong again", text("troubles"), "nothing is wrong");
+
   // Between two others: this node only knows because it asked.
   await dropVxlan(node3, node2);
   await shows("the blocked link between the other two", links("blocked"), ["node2 node3"]);

@@ -13,6 +13,7 @@ const MAX_ASKED = 64;
 /** Of one agent. */
 const MAX_LINKS = 1_024;
 const MAX_ENDPOINTS = 1_024;
+const MAX_FAULTS = 10;
 
 /** One direction between two nodes, as the first one sees it. */
 export interface LinkView {
@@ -33,6 +34,8 @@ export interface StatusView {
     readonly endpoints: number;
   })[];
   readonly links: LinkView[];
+  /** What is wrong in the nodes' kernels and not mended; of a node whose agent may not repair, that. */
+  readonly faults: readonly { readonly node: string; readonly text: string }[];
   readonly networks: (Pick<NetworkView, "name" | "vni" | "subnet" | "mtu" | "ingress" | "conflict"> & {
     readonly endpoints: number;
   })[];
@@ -69,6 +72,7 @@ const reply = z.object({
         }),
       )
       .max(MAX_ENDPOINTS),
+    faults: z.array(z.string().max(4_096)).max(MAX_FAULTS).default([]),
   }),
 });
 type OwnPart = z.output<typeof reply>["result"];
@@ -93,7 +97,13 @@ export class Status {
   own(): OwnPart {
     const links = this.#views.peers().filter((peer) => !peer.self && peer.role === "netagent");
     const endpoints = this.#views.endpoints().filter((endpoint) => endpoint.local);
+    const { repair, standing } = this.#agent;
+    const off = repair ? [] : ["repair is off (netctl repair on)"];
     return {
+      faults: [...off, ...standing.all().map(({ subject, text }) => `${subject}: ${text}`)].slice(
+        0,
+        MAX_FAULTS,
+      ),
       links: links.slice(0, MAX_LINKS).map(({ name, dataPath, dataPathDetail, rttMs, mtu }) => ({
         ...{ to: name, dataPath, detail: dataPathDetail, rttMs, mtu },
       })),
@@ -118,6 +128,7 @@ export class Status {
         endpoints: endpoints.filter((endpoint) => endpoint.node === name).length,
       })),
       links: this.#links(peers),
+      faults: this.#faults(peers),
       networks: this.#views.networks().map(({ name, vni, subnet, mtu, ingress, conflict }) => ({
         ...{ name, vni, subnet, mtu, ingress },
         endpoints: endpoints.filter((endpoint) => endpoint.network === name).length,
@@ -138,6 +149,15 @@ export class Status {
     );
     const known = new Set(peers.map((peer) => peer.name));
     return [...own, ...theirs].filter(({ to }) => known.has(to));
+  }
+
+  #faults(peers: readonly PeerView[]): StatusView["faults"] {
+    const told = (node: string, part: OwnPart | undefined): StatusView["faults"] =>
+      (part?.faults ?? []).map((text) => ({ node, text }));
+    return [
+      ...told(this.#agent.config.name, this.own()),
+      ...peers.flatMap((peer) => told(peer.name, this.#said.get(peer.id))),
+    ];
   }
 
   /** Those of networks this node is on, and what the others say of theirs. */

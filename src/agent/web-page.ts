@@ -133,6 +133,7 @@ function troubles(status) {
   for (const node of status.nodes)
     if (node.state === "suspect" || node.state === "dead") lines.push(node.name + " is " + node.state);
   for (const link of status.links) if (link.dataPath === "blocked" || link.detail) lines.push(describe(link));
+  for (const fault of status.faults) lines.push(fault.node + ": " + fault.text);
   for (const service of status.services) {
     if (service.conflict) lines.push(service.conflict);
     if (!service.backends.some((backend) => backend.state === "ready"))

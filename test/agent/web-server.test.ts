@@ -8,6 +8,7 @@ const EMPTY: StatusView = {
   version: "1",
   nodes: [],
   links: [],
+  faults: [],
   networks: [],
   services: [],
   endpoints: [],
