@@ -5,6 +5,7 @@
       "sources": [
         "src/addon.cc",
         "<!@(ls src/engine/*.cc)",
+        "src/bpf.cc",
         "src/datagram_socket.cc",
         "src/netlink_socket.cc",
         "src/netns.cc",

@@ -1,6 +1,7 @@
 // Registers what the addon offers; each kernel object has its own file.
 #include <napi.h>
 
+#include "bpf.h"
 #include "datagram_socket.h"
 #include "engine/binding.h"
 #include "netlink_socket.h"
@@ -13,6 +14,7 @@ static Napi::Object Init(Napi::Env env, Napi::Object exports) {
   netagent::NetlinkSocket::Init(env, exports);
   netagent::InitNetns(env, exports);
   netagent::InitTapDevice(env, exports);
+  netagent::InitBpf(env, exports);
   return exports;
 }
 

@@ -1,6 +1,7 @@
 /** A netagent in the gossip of two real dockerds: one overlay network, one table, three kernels. */
 
 import assert from "node:assert/strict";
+import type { InfoView } from "../../src/agent/control-protocol.ts";
 import { allAgree, complaints, NETWORK, resolveOurs, serveOurs, shared } from "../docker-swarm.ts";
 import { reaches, stateOf } from "../endpoints.ts";
 import { scenario } from "../scenario.ts";
@@ -28,6 +29,12 @@ scenario("containers of a Docker swarm and an endpoint of netagent share a netwo
   await waitFor("doctor to find nothing wrong", () => node.ctl("doctor"), {
     withinMs: 20_000,
     everyMs: 1_000,
+  });
+
+  // From here on frames to both dockerds go round our VXLAN device, and theirs come round it.
+  await waitFor("the fast path to both dockerds", () => node.ctlJson<InfoView>("info"), {
+    withinMs: 20_000,
+    until: ({ fastPath }) => fastPath.vteps === 2 && fastPath.reason === "",
   });
 
   // Full frames in both directions: the MTU is the same, and checksums and segments survive.

@@ -89,7 +89,7 @@ scenario("the doctor finds all well, and names each fault with its cure and exit
   assert.equal(well.code, 0);
   assert.deepEqual(
     [...new Set(well.report.checks.map((check) => check.name))].sort().join(" "),
-    "address-space checksums clock data-path drift duplicate-address forwarding gossip-tcp gossip-udp kernel keys mtu ports reconciler repairs rows strangers underlay",
+    "address-space checksums clock data-path drift duplicate-address fast-path forwarding gossip-tcp gossip-udp kernel keys mtu ports reconciler repairs rows strangers underlay",
   );
 
   await dropVxlan(node2, "input");

@@ -37,6 +37,8 @@ export interface Config {
   readonly profile: "lan" | "wan" | "local";
   readonly compat: "docker" | "serf";
   readonly dataplane: "auto" | "kernel" | "userspace";
+  /** Whether frames may go round the host's network stack where that is known to be the same. */
+  readonly fastPath: "auto" | "off";
   /** Upstream name servers; empty: those of the host's resolv.conf. */
   readonly dns: readonly IpAddr[];
   /** How long clients may remember addresses of endpoints. */
@@ -80,6 +82,7 @@ const settings = z.object({
   profile: z.enum(["lan", "wan", "local"]),
   compat: z.enum(["docker", "serf"]),
   dataplane: z.enum(["auto", "kernel", "userspace"]),
+  "fast-path": z.enum(["auto", "off"]),
   dns: strings,
   "dns-ttl": z.number().int().min(0).max(3600),
   repair: z.enum(["on", "off"]),
@@ -152,6 +155,12 @@ export function commandLine(version: string): Command {
       ).choices(["docker", "serf"]),
     )
     .addOption(new Option("--dataplane <kind>", "default: auto").choices(["auto", "kernel", "userspace"]))
+    .addOption(
+      new Option(
+        "--fast-path <when>",
+        "BPF programs instead of the VXLAN device, where they can be had (default: auto)",
+      ).choices(["auto", "off"]),
+    )
     .option("--dns <ip>", "name server for outside names, repeatable (default: the host's)", repeat)
     .option(
       "--dns-ttl <seconds>",
@@ -246,6 +255,7 @@ function resolveConfig(given: Settings): Config {
     profile: given.profile ?? "lan",
     compat: given.compat ?? "docker",
     dataplane: given.dataplane ?? "auto",
+    fastPath: given["fast-path"] ?? "auto",
     dns: (given.dns ?? []).map((text) => address("dns", text)),
     dnsTtlSeconds: given["dns-ttl"] ?? 5,
     repair: given.repair !== "off",

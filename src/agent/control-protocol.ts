@@ -203,6 +203,8 @@ export interface InfoView {
   readonly dataPathPort: number;
   readonly dataplane: "kernel" | "userspace";
   readonly dataplaneReason: string;
+  /** Networks and nodes whose frames take it, and why not, or not all; the reason is empty when nothing is in its way. */
+  readonly fastPath: { readonly networks: number; readonly vteps: number; readonly reason: string };
   readonly members: number;
   readonly encrypted: boolean;
   readonly healthScore: number;
@@ -213,6 +215,13 @@ export interface InfoView {
   readonly repair: "on" | "off";
   /** How late the event loop was in the last minute or two. */
   readonly loopDelayMs: { readonly p99: number; readonly longest: number };
+}
+
+/** `on 2 networks, to 3 nodes`, or why not. */
+export function describeFastPath({ networks, vteps, reason }: InfoView["fastPath"]): string {
+  const few = (count: number, what: string): string => `${count} ${what}${count === 1 ? "" : "s"}`;
+  if (networks === 0 || vteps === 0) return `not in use: ${reason || "no remote endpoint"}`;
+  return `${few(networks, "network")}, to ${few(vteps, "node")}${reason === "" ? "" : `; not everywhere: ${reason}`}`;
 }
 
 export interface PeerView {

@@ -21,6 +21,8 @@ import { makeDirectory, readIfPresent, writeAtomically } from "./atomic-file.ts"
 import { captureQuestion, CaptureSessions } from "./capture-sessions.ts";
 import { ChecksumWatch } from "./checksum-watch.ts";
 import { DropWatch } from "./drop-watch.ts";
+import { FastPathPolicy } from "./fast-path-policy.ts";
+import { readFirewall } from "./firewall.ts";
 import { readNetworkTraffic } from "./network-traffic.ts";
 import { loadConfig, ownVtep, type Config } from "./config.ts";
 import { CommandServer } from "./command-server.ts";
@@ -169,6 +171,16 @@ async function runLocked(
   });
   const tracer = new Tracer({ agent, views, mesh, dns });
   views.dataPath = (vtep) => paths.health(vtep);
+  if (dataplane.fastPath !== undefined) {
+    const policy = new FastPathPolicy({
+      ownVtep: config.dataPathAddrs[0] ?? config.advertise.ip,
+      port: config.dataPathPort,
+      health: (vtep) => paths.health(vtep),
+      readFirewall,
+      nowMs: () => performance.now(),
+    });
+    dataplane.fastPath.refusal = (vtep) => policy.refusal(vtep);
+  }
   const keyring = new Keys(agent, (text) => writeAtomically(config.keyringFile, text));
   const captures = new CaptureSessions((network) => capturePlace(agent, network));
   const status = new Status(agent, views, version);
@@ -292,10 +304,16 @@ function openDataplane(
     case "kernel":
       // Of a time when an engine ran here; the next one begins with what gossip says.
       removeEngineTable(runDirectory);
-      return { dataplane: new VxlanDataplane({ runDirectory }), reason };
+      return {
+        dataplane: new VxlanDataplane({ runDirectory, fastPath: config.fastPath === "auto" }),
+        reason,
+      };
     case "userspace": {
       const addresses = config.dataPathAddrs.length > 0 ? config.dataPathAddrs : [config.advertise.ip];
-      return { dataplane: new TapDataplane({ runDirectory, addresses }), reason };
+      return {
+        dataplane: new TapDataplane({ runDirectory, addresses, fastPath: config.fastPath === "auto" }),
+        reason,
+      };
     }
     default:
       return unreachable(kind);

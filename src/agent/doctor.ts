@@ -127,6 +127,7 @@ export class Doctor {
       fullSize: this.#fullSize(),
       neededSize: this.#neededSize(),
       pathProblem: paths.problem,
+      fastPath: agent.dataplane.fastPath?.status(),
       networks: state.networks().map((network) => ({
         name: network.name,
         ...views.addressUse(network),

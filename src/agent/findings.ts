@@ -1,7 +1,7 @@
 /** What was found, here and by asking the others: what the doctor's lines are made of. */
 import type { UnderlayReach } from "../kernel/icmp-probe.ts";
 import type { BadChecksums } from "./checksum-watch.ts";
-import type { DoctorView } from "./control-protocol.ts";
+import type { DoctorView, InfoView } from "./control-protocol.ts";
 import type { DroppingChain, DroppingRule } from "./firewall.ts";
 import type { RecentRepair } from "./repairs.ts";
 
@@ -84,6 +84,8 @@ export interface Findings {
   readonly neededSize: number;
   /** Why nobody is probed. */
   readonly pathProblem: string | undefined;
+  /** Of this node; undefined where there is nothing to say. */
+  readonly fastPath?: InfoView["fastPath"] | undefined;
   readonly networks: readonly {
     readonly name: string;
     readonly total: number;

@@ -230,6 +230,7 @@ export function createHandlers(parts: HandlerParts): ControlHandlers {
         dataPathPort: agent.config.dataPathPort,
         dataplane: agent.dataplane.kind,
         dataplaneReason: parts.dataplaneReason,
+        fastPath: agent.dataplane.fastPath?.status() ?? NO_FAST_PATH,
         members,
         encrypted: node.keys.length > 0,
         healthScore: node.swim.healthScore,
@@ -443,6 +444,8 @@ function onOff(value: boolean): "on" | "off" {
   return value ? "on" : "off";
 }
 
+const NO_FAST_PATH = { networks: 0, vteps: 0, reason: "this data plane has none" } as const;
+
 /** Where the frames of a network leave and reach this node. @throws NetError `network-not-here` */
 export function capturePlace(
   agent: Agent,
@@ -455,6 +458,8 @@ export function capturePlace(
       `capture ${found.name}: ${agent.config.name} has no endpoint on it, so none of its frames (netctl endpoint ls, and --node where one is)`,
     );
   }
+  // Where frames take the fast path they are not seen.
+  agent.dataplane.fastPath?.standAside(found.id, found.name);
   return { netns: join(agent.config.runDir, "netns", namespaceName(found.id)), link: VXLAN_LINK };
 }
 

@@ -1,4 +1,5 @@
 /** The doctor's lines about each node's kernel and what others did to it. */
+import { describeFastPath } from "./control-protocol.ts";
 import {
   allReports,
   BAD_CHECKSUMS,
@@ -15,6 +16,7 @@ const STEPS_SHOWN = 3;
 export function checkKernels(findings: Findings): Check[] {
   return [
     ...checkFeatures(findings),
+    ...checkFastPath(findings),
     ...checkIcmp(findings),
     ...eachNode(findings, "drift", "the kernel agrees with the tables", (report) =>
       report.drift.map(({ subject, steps }) => ({
@@ -71,6 +73,12 @@ function checkFeatures(findings: Findings): Check[] {
   if (missing.length > 0) return missing;
   const detail = reports.length === 1 ? "has every feature that is used" : "have every feature that is used";
   return [{ name: "kernel", subject: nodesText(reports.length), status: "ok", detail }];
+}
+
+/** Never a fault: the slow path carries everything. */
+function checkFastPath({ node, fastPath }: Findings): Check[] {
+  if (fastPath === undefined) return [];
+  return [{ name: "fast-path", subject: node, status: "ok", detail: describeFastPath(fastPath) }];
 }
 
 function checkIcmp({ node, underlayProblem }: Findings): Check[] {

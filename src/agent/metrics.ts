@@ -168,6 +168,10 @@ export function createRegistry(sources: MetricSources): Registry {
     ["what"],
     () => byKey("what", Object.entries(agent.dataplane.counters())),
   );
+  gauge("fast_path", "Networks and VTEPs whose frames take the fast path.", ["what"], () => {
+    const { networks, vteps } = agent.dataplane.fastPath?.status() ?? { networks: 0, vteps: 0 };
+    return byKey("what", Object.entries({ networks, vteps }));
+  });
   counter("mesh_total", "What the reconciler of nftables and policy routes did.", ["what"], () =>
     byKey("what", Object.entries(mesh.counters)),
   );

@@ -3,7 +3,9 @@ import { join } from "node:path";
 import { NetError } from "../base/error.ts";
 import type { NetworkId } from "../base/id.ts";
 import { Netns } from "../kernel/netns.ts";
-import { namespaceName, VXLAN_LINK } from "../overlay/naming.ts";
+import { FAST_LINK, namespaceName, VXLAN_LINK } from "../overlay/naming.ts";
+
+const VXLAN_OVERHEAD = 50; // bytes over IPv4, which alone has a fast path
 
 /** What has crossed a network's device on this node since the device was made. */
 export interface Traffic {
@@ -22,14 +24,21 @@ export interface NetworkTraffic {
 export function readNetworkTraffic(runDirectory: string, network: NetworkId): NetworkTraffic | undefined {
   try {
     using netns = Netns.open(join(runDirectory, "netns", namespaceName(network)));
-    return parseTraffic(
-      netns.run<string>(() => readFileSync("/proc/thread-self/net/dev", "utf8")),
-      VXLAN_LINK,
-    );
+    const text = netns.run<string>(() => readFileSync("/proc/thread-self/net/dev", "utf8"));
+    const slow = parseTraffic(text, VXLAN_LINK);
+    const fast = parseTraffic(text, FAST_LINK);
+    if (slow === undefined || fast === undefined) return slow;
+    // What went out by the fast path had its outer headers already.
+    const out = { ...fast.out, bytes: Math.max(0, fast.out.bytes - VXLAN_OVERHEAD * fast.out.packets) };
+    return { in: sum(slow.in, fast.in), out: sum(slow.out, out) };
   } catch (error) {
     if (error instanceof NetError) return undefined;
     throw error;
   }
+}
+
+function sum(a: Traffic, b: Traffic): Traffic {
+  return { bytes: a.bytes + b.bytes, packets: a.packets + b.packets, dropped: a.dropped + b.dropped };
 }
 
 /**

@@ -231,7 +231,13 @@ export class Reconciler {
         const asking = [...this.#waiters].filter((waiter) => waiter.network === network);
         const busy = this.#slices.busyMs;
         try {
-          if (await this.#reconcile(network, how)) for (const waiter of asking) this.#release(waiter);
+          const desired = await this.#slices.run(this.#options.desired(network));
+          try {
+            if (await this.#reconcile(desired, how)) for (const waiter of asking) this.#release(waiter);
+          } finally {
+            const accelerating = this.#closed ? undefined : this.#options.dataplane.accelerate?.(desired);
+            if (accelerating !== undefined) await this.#slices.run(accelerating);
+          }
         } catch (error) {
           if (!(error instanceof NetError)) throw error;
           this.#fail(network, error, how.ours);
@@ -252,9 +258,9 @@ export class Reconciler {
   }
 
   /** Whether the kernel agrees now. */
-  async #reconcile(network: NetworkId, { fresh, ours }: Work): Promise<boolean> {
+  async #reconcile(desired: DesiredOverlay, { fresh, ours }: Work): Promise<boolean> {
     const { dataplane } = this.#options;
-    const desired = await this.#slices.run(this.#options.desired(network));
+    const { network } = desired;
     if (desired.core !== undefined) this.#known.add(network);
     // The underlay's MTU, which nobody tells us of: what is wanted changed, not what is there.
     const wanted = JSON.stringify(desired.core);

@@ -48,8 +48,28 @@ export interface ProbeLinkOptions {
   readonly dataPathPort: number;
 }
 
+/** What is known of the fast path (`fast-path.ts`), and who may not use it. */
+export interface FastPathControl {
+  /** Why frames from and to a VTEP must not take it; undefined when they may. Asked every second. */
+  refusal: (vtep: IpAddr) => string | undefined;
+  status(): FastPathStatus;
+  /** A capture is about to begin: the network's frames take the slow path from now on, until it has ended. */
+  standAside(network: NetworkId, name: string): void;
+}
+
+export interface FastPathStatus {
+  /** Networks whose frames may take it. */
+  readonly networks: number;
+  /** Nodes they may take it to. */
+  readonly vteps: number;
+  /** Why it is not in use, or not everywhere; empty when nothing is in its way. */
+  readonly reason: string;
+}
+
 export interface Dataplane {
   readonly kind: "kernel" | "userspace";
+  /** Absent where there can be none. */
+  readonly fastPath?: FastPathControl;
 
   /**
    * Brings what is remembered of the network up to date a slice at a time, so that the next `read` is short. With
@@ -65,6 +85,9 @@ export interface Dataplane {
 
   /** Tries every step in order; one that fails stops only those that need it. Never throws for a step. */
   apply(desired: DesiredOverlay, steps: readonly OverlayStep[]): readonly AppliedStep[];
+
+  /** Lets frames of the network take the fast path where they can, by what the device forwards by now. Never throws. */
+  accelerate?(desired: DesiredOverlay): Sliced<void>;
 
   /** Networks with kernel objects of ours, from whatever life: for adoption and for cleaning up. */
   list(): readonly NetworkId[];

@@ -70,6 +70,7 @@ export class EngineRunner {
   #engine: { readonly engine: Engine; readonly port: number } | undefined;
   #unpublished = false;
   #restUntil = 0;
+  #grouping = true;
   #saving: NodeJS.Timeout | undefined;
   readonly #counted = new Map<string, number>();
 
@@ -143,6 +144,16 @@ export class EngineRunner {
     if (steps.length > 0) this.#changed();
   }
 
+  /**
+   * Whether the engine is to get datagrams of a flow by the bunch. Where single ones do not come here, a bunch would be
+   * overtaken by those after it.
+   */
+  setGrouping(on: boolean): void {
+    if (on === this.#grouping) return;
+    this.#grouping = on;
+    this.#engine?.engine.setGrouping(on);
+  }
+
   /** Tells the engine what was entered since the last time. */
   publish(): void {
     if (!this.#unpublished || this.#engine === undefined) return;
@@ -178,7 +189,9 @@ export class EngineRunner {
   #start(port: number, what: string): Engine {
     if (this.#engine === undefined) {
       const { addresses, host } = this.#options;
-      this.#engine = { engine: new Engine({ addresses, port, netnsFd: host.fd }), port };
+      const engine = new Engine({ addresses, port, netnsFd: host.fd });
+      engine.setGrouping(this.#grouping);
+      this.#engine = { engine, port };
     }
     if (this.#engine.port !== port) {
       const text = `${what}: EBUSY (all networks of a node have one data-path port, and that is ${this.#engine.port})`;

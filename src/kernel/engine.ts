@@ -70,6 +70,11 @@ export class Engine {
     this.#native.publishTable(encodeEngineTable(networks));
   }
 
+  /** Whether the kernel may put datagrams that it receives together (UDP_GRO). On at the start. */
+  setGrouping(on: boolean): void {
+    this.#native.setGrouping(on);
+  }
+
   counters(): EngineCounters {
     return this.#native.counters();
   }

@@ -90,6 +90,8 @@ export interface NativeEngine {
   removeNetwork(vni: number): boolean;
   /** @throws TypeError unless the bytes are one table of `overlay/engine-table.ts` */
   publishTable(bytes: Uint8Array): void;
+  /** Whether the kernel may put datagrams that it receives together (UDP_GRO). */
+  setGrouping(on: boolean): void;
   counters(): EngineCounters;
   close(): void;
 }
@@ -125,6 +127,14 @@ export interface NativeAddon {
   bindSocket(netnsFd: number, stream: boolean, address: string, port: number, flags: number): number;
   /** One queue of a TAP device, made if absent; the caller owns the descriptor. @throws SyscallError */
   openTap(netnsFd: number, name: string, flags: number, vnetHeaderBytes: number, offload: number): number;
+  /** `kernel/bpf.ts` explains these. Descriptors are the caller's. @throws SyscallError */
+  bpfCreateMap(array: boolean, keyBytes: number, valueBytes: number, maxEntries: number): number;
+  bpfUpdate(mapFd: number, key: Uint8Array, value: Uint8Array): void;
+  bpfDelete(mapFd: number, key: Uint8Array): void;
+  bpfLoad(instructions: Uint8Array): number;
+  bpfAttach(netnsFd: number, programFd: number, ifindex: number, egress: boolean): number;
+  bpfDevice(linkFd: number): number;
+  bpfTestRun(programFd: number, frame: Uint8Array, room: number): { verdict: number; frame: Uint8Array };
 }
 
 export const native = createRequire(import.meta.url)("#native") as NativeAddon;

@@ -9,7 +9,7 @@ import { errorCode } from "../base/error.ts";
 import type { NetworkId } from "../base/id.ts";
 import type { Sliced } from "../base/sliced.ts";
 import { NAMESPACE_SYSCTLS } from "../overlay/plan.ts";
-import { BRIDGE_LINK, GATEWAY_LINK, VXLAN_LINK } from "../overlay/naming.ts";
+import { BRIDGE_LINK, FAST_LINK, GATEWAY_LINK, VXLAN_LINK } from "../overlay/naming.ts";
 import type { InterfaceAddress } from "../wire/netlink/address.ts";
 import type { Link } from "../wire/netlink/link.ts";
 import type { NetlinkMessage } from "../wire/netlink/message.ts";
@@ -38,6 +38,8 @@ export interface LinkSnapshot {
   readonly vxlan: Link | undefined;
   readonly macvlanGateway: Link | undefined;
   readonly bridge: Link | undefined;
+  /** This end of the fast path's pair. */
+  readonly fast: Link | undefined;
   /** The bridge's ends of veth pairs. */
   readonly ports: readonly Link[];
   readonly addresses: readonly InterfaceAddress[];
@@ -239,13 +241,14 @@ export class NetworkNamespace {
 
   #readLinks(): LinkSnapshot {
     const links = listLinks(this.socket);
-    const ports = links.filter((link) => link.kind === "veth");
+    const ports = links.filter((link) => link.kind === "veth" && link.name !== FAST_LINK);
     const named = (name: string, kind: string): Link | undefined =>
       links.find((link) => link.name === name && link.kind === kind);
     return {
       vxlan: links.find((link) => link.name === VXLAN_LINK),
       macvlanGateway: named(GATEWAY_LINK, "macvlan"),
       bridge: named(BRIDGE_LINK, "bridge"),
+      fast: named(FAST_LINK, "veth"),
       ports,
       addresses: listAddresses(this.socket),
       sandboxes: this.#listSandboxes(ports),

@@ -19,6 +19,7 @@ import {
 } from "../overlay/plan.ts";
 import { ApplyRound, DONE } from "./apply-round.ts";
 import type { AppliedStep, Dataplane, ProbeLink, ProbeLinkOptions, ReadOptions } from "./dataplane.ts";
+import { FastPath, type FastPathOptions } from "./fast-path.ts";
 import { deleteLink } from "./links.ts";
 import { type EntryStep, isEntryStep } from "./neighbors.ts";
 import { NetlinkSocket } from "./netlink-socket.ts";
@@ -34,6 +35,8 @@ export interface DataplaneOptions {
   readonly runDirectory: string;
   /** Path of the namespace that has the underlay and the host legs. Default: the one we are in. */
   readonly hostNamespace?: string;
+  /** Default true: where the kernel has what it takes. */
+  readonly fastPath?: boolean;
 }
 
 /**
@@ -52,17 +55,19 @@ export abstract class OverlayDataplane implements Dataplane {
   protected readonly host: Netns;
   /** Where namespaces are pinned. */
   protected readonly directory: string;
+  readonly fastPath: FastPath;
   readonly #networks = new Map<NetworkId, NetworkNamespace>();
   readonly #routelessOf = new WeakMap<LinkSnapshot, ReadonlySet<string>>();
   #onDrift: ((network: NetworkId | undefined) => void) | undefined;
 
   /** @throws NetError without the privileges */
-  constructor(options: DataplaneOptions) {
+  constructor(options: DataplaneOptions, fastPath: FastPathOptions = {}) {
     this.directory = join(options.runDirectory, "netns");
     mkdirSync(this.directory, { recursive: true, mode: 0o755 });
     removeScratchNamespaces(this.directory);
     this.host = options.hostNamespace === undefined ? Netns.current() : Netns.open(options.hostNamespace);
     raiseNeighborLimits(this.host);
+    this.fastPath = new FastPath(this.host, { wanted: options.fastPath ?? true, ...fastPath });
   }
 
   list(): readonly NetworkId[] {
@@ -115,7 +120,22 @@ export abstract class OverlayDataplane implements Dataplane {
     return round.applied;
   }
 
+  *accelerate(desired: DesiredOverlay): Sliced<void> {
+    if (!this.fastPath.possible) return;
+    try {
+      const namespace = this.#find(desired.network);
+      if (namespace === undefined) return this.fastPath.forget(desired.network);
+      const entries = this.readEntries(desired, namespace, namespace.links());
+      yield* this.fastPath.follow(desired, namespace, entries?.fdb ?? new Map());
+    } catch (error) {
+      // What cannot be known must not be assumed: the slow path needs no help.
+      if (!(error instanceof NetError)) throw error;
+      this.fastPath.forget(desired.network);
+    }
+  }
+
   close(): void {
+    this.fastPath.close();
     for (const namespace of this.#networks.values()) namespace.close();
     this.#networks.clear();
     this.host.close();
@@ -265,6 +285,7 @@ export abstract class OverlayDataplane implements Dataplane {
   }
 
   #drop(namespace: NetworkNamespace): void {
+    this.fastPath.forget(namespace.network);
     namespace.close();
     this.#networks.delete(namespace.network);
     this.forgetNetwork(namespace.network);

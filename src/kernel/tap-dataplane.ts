@@ -45,7 +45,7 @@ export class TapDataplane extends OverlayDataplane {
 
   /** @throws NetError without the privileges */
   constructor(options: TapDataplaneOptions) {
-    super(options);
+    super(options, { streams: true });
     this.#runner = new EngineRunner({
       host: this.host,
       addresses: options.addresses,
@@ -61,6 +61,12 @@ export class TapDataplane extends OverlayDataplane {
       this.#disinherit();
       this.#runner.publishSoon();
     }
+  }
+
+  override *accelerate(desired: DesiredOverlay): Sliced<void> {
+    yield* super.accelerate(desired);
+    // Those that the programs take in come one by one.
+    this.#runner.setGrouping(this.fastPath.status().networks === 0);
   }
 
   override openProbeLink(options: ProbeLinkOptions): ProbeLink {

@@ -16,6 +16,8 @@ export const VXLAN_LINK = "vxlan0";
 export const GATEWAY_LINK = "gw0";
 /** Carries the gateway address where endpoints hang on veth pairs. */
 export const BRIDGE_LINK = "br0";
+/** The fast path's way out of the network's namespace. */
+export const FAST_LINK = "fast0";
 /** The node's own leg into the ingress network, in the host namespace. */
 export const INGRESS_HOST_LINK = "na-ingress";
 
@@ -60,6 +62,11 @@ export function isOurAlias(alias: string): boolean {
 /** Name of the bridge's end of an endpoint's veth pair: unique by the id's first 11 digits. */
 export function bridgePortName(endpoint: EndpointId): string {
   return `ve-${endpoint.replaceAll(/[^A-Za-z0-9]/g, "").slice(0, MAX_INTERFACE_NAME_BYTES - 4)}`;
+}
+
+/** Name of the fast path's end in the host: unique by the id's first 12 digits. */
+export function fastHostLink(network: NetworkId): string {
+  return `nf-${network.replaceAll(/[^A-Za-z0-9]/g, "").slice(0, MAX_INTERFACE_NAME_BYTES - 3)}`;
 }
 
 /** What Linux takes as an interface name and what is safe to print. */

@@ -74,6 +74,7 @@ void EngineBinding::Init(Napi::Env env, Napi::Object exports) {
                                         InstanceMethod<&EngineBinding::AddNetwork>("addNetwork"),
                                         InstanceMethod<&EngineBinding::RemoveNetwork>("removeNetwork"),
                                         InstanceMethod<&EngineBinding::PublishTable>("publishTable"),
+                                        InstanceMethod<&EngineBinding::SetGrouping>("setGrouping"),
                                         InstanceMethod<&EngineBinding::Counters>("counters"),
                                         InstanceMethod<&EngineBinding::Close>("close"),
                                     }));
@@ -157,6 +158,15 @@ Napi::Value EngineBinding::PublishTable(const Napi::CallbackInfo& info) {
   auto table = ForwardingTable::Decode({bytes.Data(), bytes.ByteLength()}, RandomSeed());
   if (table == nullptr) return ThrowArgumentError(env, kUsage);
   engine_->PublishTable(std::move(table));
+  return env.Undefined();
+}
+
+/** setGrouping(on): whether the kernel may put datagrams that it receives together. On at the start. */
+Napi::Value EngineBinding::SetGrouping(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  if (!Open(env)) return env.Undefined();
+  if (info.Length() != 1 || !info[0].IsBoolean()) return ThrowArgumentError(env, "setGrouping(boolean)");
+  engine_->SetGrouping(info[0].As<Napi::Boolean>().Value());
   return env.Undefined();
 }
 

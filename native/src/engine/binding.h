@@ -17,6 +17,7 @@ class EngineBinding final : public Napi::ObjectWrap<EngineBinding> {
   Napi::Value AddNetwork(const Napi::CallbackInfo& info);
   Napi::Value RemoveNetwork(const Napi::CallbackInfo& info);
   Napi::Value PublishTable(const Napi::CallbackInfo& info);
+  Napi::Value SetGrouping(const Napi::CallbackInfo& info);
   Napi::Value Counters(const Napi::CallbackInfo& info);
   Napi::Value Close(const Napi::CallbackInfo& info);
   /** False, with a JavaScript error pending, after close(). */

@@ -42,6 +42,8 @@ class Engine {
   /** False when there is no such network. Its TAP queues are closed when this returns. */
   bool RemoveNetwork(uint32_t vni);
   void PublishTable(std::unique_ptr<const ForwardingTable> table);
+  /** Whether the kernel may put datagrams that it receives together. On at the start. */
+  void SetGrouping(bool grouping) { underlay_.SetGrouping(grouping); }
   uint64_t ReadCounter(Counter counter) const;
 
  private:

@@ -101,6 +101,10 @@ SyscallResult Underlay::Open(const std::vector<IpKey>& addresses, uint16_t port,
   return SyscallResult::Ok();
 }
 
+void Underlay::SetGrouping(bool grouping) const {
+  for (const UniqueFd& receiver : receivers_) Set(receiver.get(), IPPROTO_UDP, UDP_GRO, grouping ? 1 : 0);
+}
+
 socklen_t ToSockaddr(const IpKey& key, uint16_t port, sockaddr_storage& out) {
   std::memset(&out, 0, sizeof out);
   if (key.is_v4()) {

@@ -22,6 +22,8 @@ class Underlay {
   static SyscallResult Open(const std::vector<IpKey>& addresses, uint16_t port, int source_ports, Underlay& out);
 
   const std::vector<UniqueFd>& receivers() const { return receivers_; }
+  /** Whether the kernel may put datagrams of a flow together for us. */
+  void SetGrouping(bool grouping) const;
   /** Empty when there is no local address of that family. */
   const std::vector<UniqueFd>& senders(bool v4) const { return v4 ? senders_v4_ : senders_v6_; }
   uint16_t port() const { return port_; }

@@ -1,5 +1,10 @@
 import type { Command } from "commander";
-import type { KeyAnswer, NodeView, PeerView } from "../../agent/control-protocol.ts";
+import {
+  describeFastPath,
+  type KeyAnswer,
+  type NodeView,
+  type PeerView,
+} from "../../agent/control-protocol.ts";
 import { contextOf, UsageError } from "../context.ts";
 import { age, paint, renderPairs, renderTable, shortId, type Colour, type Screen, wrap } from "../render.ts";
 
@@ -36,6 +41,7 @@ export function addClusterCommands(program: Command): void {
               "Data path",
               `${info.vtep} port ${info.dataPathPort}, ${info.dataplane} (${info.dataplaneReason})`,
             ],
+            ["Fast path", describeFastPath(info.fastPath)],
             ["Members", String(info.members)],
             ["Health", info.healthScore === 0 ? "good" : `degraded, score ${info.healthScore}`],
             [

@@ -120,6 +120,8 @@ export interface Link {
   /** Has a carrier (IFF_LOWER_UP). */
   readonly running: boolean;
   readonly mtu: number;
+  /** How many want to see every frame: captures, and what lies on the device. */
+  readonly promiscuity: number;
   readonly mac: MacAddr | undefined;
   readonly alias: string;
   /** Largest superframe the device takes, bytes; 0 when the kernel does not say. */
@@ -150,6 +152,7 @@ const IFLA = {
   alias: 20,
   netnsFd: 28,
   extMask: 29,
+  promiscuity: 30,
   linkNetnsId: 37,
   gsoMaxSize: 41,
   targetNetnsId: 46,
@@ -252,6 +255,7 @@ export function decodeLink(payload: Uint8Array): Link {
     up: (flags & IFF_UP) !== 0,
     running: (flags & IFF_LOWER_UP) !== 0,
     mtu: u32(IFLA.mtu) ?? 0,
+    promiscuity: u32(IFLA.promiscuity) ?? 0,
     mac: address?.length === 6 ? macFromBytes(address) : undefined,
     alias: mapped(attributes.get(IFLA.alias), decodeText) ?? "",
     gsoMaxSize: u32(IFLA.gsoMaxSize) ?? 0,

@@ -37,7 +37,16 @@ export const RTPROT_KERNEL = 2;
 export const RTN = { unicast: 1, local: 2, blackhole: 6, unreachable: 7 } as const;
 export const RTNH_F_ONLINK = 4;
 
-const RTA = { destination: 1, oif: 4, gateway: 5, priority: 6, source: 7, metrics: 8, table: 15 } as const;
+const RTA = {
+  destination: 1,
+  from: 2,
+  oif: 4,
+  gateway: 5,
+  priority: 6,
+  source: 7,
+  metrics: 8,
+  table: 15,
+} as const;
 /** Answer with the route itself, not with what became of it. */
 const RTM_F_FIB_MATCH = 0x2000;
 const RTAX_LOCK = 1;
@@ -75,9 +84,9 @@ export function encodeRouteQuery(family: 4 | 6, out: ByteWriter): void {
   out.u8(family === 4 ? AF.inet : AF.inet6).zeros(11);
 }
 
-/** Payload of RTM_GETROUTE without NLM_F_DUMP: which way a packet to `destination` goes. */
-export function encodeRouteLookup(destination: IpAddr, out: ByteWriter): void {
-  writeLookup(out, destination, 0);
+/** Payload of RTM_GETROUTE without NLM_F_DUMP: which way a packet to `destination`, from `source`, goes. */
+export function encodeRouteLookup(destination: IpAddr, out: ByteWriter, source?: IpAddr): void {
+  writeLookup(out, destination, 0, source);
 }
 
 /** The same, answered with the route of the tables that leads there, out of one interface where that is given. */
@@ -86,13 +95,16 @@ export function encodeRouteMatch(destination: IpAddr, ifindex: number | undefine
   if (ifindex !== undefined) writeU32Attribute(out, RTA.oif, ifindex);
 }
 
-function writeLookup(out: ByteWriter, destination: IpAddr, flags: number): void {
+function writeLookup(out: ByteWriter, destination: IpAddr, flags: number, source?: IpAddr): void {
+  const bits = isIpv4(destination) ? 32 : 128;
   out
     .u8(isIpv4(destination) ? AF.inet : AF.inet6)
-    .u8(isIpv4(destination) ? 32 : 128)
-    .zeros(6)
+    .u8(bits)
+    .u8(source === undefined ? 0 : bits)
+    .zeros(5)
     .u32h(flags);
   writeAttribute(out, RTA.destination, ipToBytes(destination));
+  if (source !== undefined) writeAttribute(out, RTA.from, ipToBytes(source));
 }
 
 /** Payload of RTM_NEWROUTE. Of a multipath route only the common part is read. @throws DecodeError */

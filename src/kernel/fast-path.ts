@@ -1,0 +1,313 @@
+/**
+ * Keeps the fast path (`overlay/fast-path.ts`) in line with what the networks' devices forward by. Nothing depends on
+ * it: where it is not to be had, and when this process dies and its programs with it, frames go the slow path.
+ */
+import { NetError } from "../base/error.ts";
+import type { NetworkId } from "../base/id.ts";
+import { type IpAddr, isIpv4 } from "../base/ip.ts";
+import type { MacAddr } from "../base/mac.ts";
+import { SLICE_ROWS, type Sliced } from "../base/sliced.ts";
+import type { DesiredCore, DesiredOverlay } from "../overlay/desired.ts";
+import {
+  deliverProgram,
+  encodeEndpoint,
+  encodeEndpointKey,
+  ENDPOINT_KEY_BYTES,
+  ENDPOINT_VALUE_BYTES,
+  passOnProgram,
+  sendProgram,
+  STREAM_BYTES,
+  STREAM_KEY_BYTES,
+  STREAM_SLOTS,
+} from "../overlay/fast-path.ts";
+import { FAST_LINK, fastHostLink, networkAlias } from "../overlay/naming.ts";
+import type { FoundEntry } from "../overlay/plan.ts";
+import type { Link } from "../wire/netlink/link.ts";
+import { BpfMap, type BpfLink, BpfProgram } from "./bpf.ts";
+import type { FastPathControl, FastPathStatus } from "./dataplane.ts";
+import { FastWays } from "./fast-ways.ts";
+import { createLink, deleteLink, findLink, setLink } from "./links.ts";
+import { NetlinkSocket } from "./netlink-socket.ts";
+import type { Netns } from "./netns.ts";
+import type { NetworkNamespace } from "./network-namespace.ts";
+
+const MAX_ENDPOINTS = 1 << 20;
+/** Whatever goes through a virtual device. */
+const PAIR_MTU = 65_535;
+/** After a failure: making and removing devices is news, upon which it would be tried again at once. */
+const RETRY_MS = 30_000;
+/** Until a capture must have begun, and the device shows it. */
+const CAPTURE_BEGINS_MS = 10_000;
+/** No BPF in the kernel, none for us, or one without TCX (before Linux 6.6). */
+const NEVER: ReadonlySet<string> = new Set(["EPERM", "EACCES", "EINVAL", "ENOSYS", "EOPNOTSUPP"]);
+/** One for what lies on the device; whoever else wants to see every frame is a capture. */
+const USUAL_PROMISCUITY = 1;
+
+interface Shared {
+  readonly endpoints: BpfMap;
+  readonly streams: BpfMap | undefined;
+  readonly ways: FastWays;
+}
+
+interface FastNetwork {
+  readonly core: DesiredCore;
+  readonly device: number;
+  readonly hostIfindex: number;
+  readonly links: readonly BpfLink[];
+  /** As they are in the map. */
+  readonly endpoints: Map<MacAddr, IpAddr>;
+}
+
+export interface FastPathOptions {
+  /** Default true. */
+  readonly wanted?: boolean;
+  /** One-way streams of UDP are left to the device. Default false. */
+  readonly streams?: boolean;
+}
+
+export class FastPath implements FastPathControl {
+  refusal: (vtep: IpAddr) => string | undefined = () => undefined;
+  readonly #host: Netns;
+  readonly #socket: NetlinkSocket;
+  readonly #networks = new Map<NetworkId, FastNetwork>();
+  readonly #excluded = new Map<NetworkId, string>();
+  readonly #retryAt = new Map<NetworkId, number>();
+  readonly #leavesStreams: boolean;
+  #shared: Shared | undefined;
+  /** Why it is not to be had at all. */
+  #problem: string | undefined;
+
+  constructor(host: Netns, { wanted = true, streams = false }: FastPathOptions = {}) {
+    this.#host = host;
+    this.#leavesStreams = streams;
+    this.#socket = new NetlinkSocket("route", host);
+    if (!wanted) this.#problem = "switched off by --fast-path off";
+  }
+
+  get possible(): boolean {
+    return this.#problem === undefined;
+  }
+
+  status(): FastPathStatus {
+    const reason = this.#problem ?? [...this.#excluded.values()][0] ?? this.#shared?.ways.reason ?? "";
+    return { networks: this.#networks.size, vteps: this.#shared?.ways.size ?? 0, reason };
+  }
+
+  /** `fdb` is what the device forwards by. Never throws. */
+  *follow(
+    desired: DesiredOverlay,
+    namespace: NetworkNamespace,
+    fdb: ReadonlyMap<MacAddr, FoundEntry<IpAddr>>,
+  ): Sliced<void> {
+    const { network, core } = desired;
+    try {
+      const { vxlan, fast } = namespace.links();
+      if (core === undefined || vxlan === undefined) return this.forget(network);
+      const excluded = exclusion(desired, core, vxlan);
+      if (excluded !== undefined) {
+        this.forget(network);
+        this.#excluded.set(network, excluded);
+        return;
+      }
+      if (performance.now() < (this.#retryAt.get(network) ?? 0)) return;
+      this.#excluded.delete(network);
+      const known = this.#networks.get(network);
+      const stands = known !== undefined && isWhole(known, core, vxlan, fast);
+      yield* this.#enter(stands ? known : this.#build(namespace, core, vxlan.ifindex), fdb);
+    } catch (error) {
+      if (!(error instanceof NetError)) throw error;
+      this.forget(network);
+      // Not to be had, or not allowed: that does not change while we run.
+      if (this.#networks.size === 0 && NEVER.has(error.code)) this.#problem = error.message;
+      this.#excluded.set(network, error.message);
+      this.#retryAt.set(network, performance.now() + RETRY_MS);
+    }
+  }
+
+  standAside(network: NetworkId, name: string): void {
+    this.forget(network);
+    this.#excluded.set(network, captured(name));
+    this.#retryAt.set(network, performance.now() + CAPTURE_BEGINS_MS);
+  }
+
+  /** Its frames take the slow path from now on. */
+  forget(network: NetworkId): void {
+    this.#excluded.delete(network);
+    const known = this.#networks.get(network);
+    if (known === undefined) return;
+    this.#networks.delete(network);
+    for (const link of known.links) link[Symbol.dispose]();
+    for (const mac of known.endpoints.keys()) this.#remove(known, mac);
+    this.#deletePair(network);
+    if (this.#networks.size === 0) this.#end();
+  }
+
+  /** The slow path from now on, for all. */
+  close(): void {
+    for (const network of [...this.#networks.keys()]) this.forget(network);
+    this.#end();
+    this.#socket.close();
+  }
+
+  /** @throws NetError */
+  #build(namespace: NetworkNamespace, core: DesiredCore, device: number): FastNetwork {
+    const { network } = namespace;
+    this.forget(network);
+    const { maps } = this.#begin(core).ways;
+    const { vni, mtu, dataPathPort: port } = core;
+    const links: BpfLink[] = [];
+    const attach = (name: string, program: Uint8Array, ...place: Parameters<BpfProgram["attach"]>): void => {
+      using loaded = new BpfProgram(name, program);
+      links.push(loaded.attach(...place));
+    };
+    try {
+      const pair = this.#createPair(namespace);
+      attach("deliver", deliverProgram(device), namespace.netns, pair.ifindex, "ingress");
+      attach("pass on", passOnProgram(), this.#host, pair.hostIfindex, "ingress");
+      const send = sendProgram({ vni, mtu, port, fastIfindex: pair.ifindex }, maps);
+      attach("send", send, namespace.netns, device, "egress");
+      const built = {
+        core,
+        device,
+        hostIfindex: pair.hostIfindex,
+        links,
+        endpoints: new Map<MacAddr, IpAddr>(),
+      };
+      this.#networks.set(network, built);
+      return built;
+    } catch (error) {
+      for (const link of links) link[Symbol.dispose]();
+      this.#deletePair(network);
+      throw error;
+    } finally {
+      if (this.#networks.size === 0) this.#end();
+    }
+  }
+
+  *#enter(network: FastNetwork, fdb: ReadonlyMap<MacAddr, FoundEntry<IpAddr>>): Sliced<void> {
+    const { core, endpoints, hostIfindex } = network;
+    let seen = 0;
+    for (const [mac, vtep] of endpoints) {
+      if (fdb.get(mac) !== vtep) this.#remove(network, mac);
+      if (++seen % SLICE_ROWS === 0) yield;
+    }
+    for (const [mac, vtep] of fdb) {
+      if (typeof vtep === "string" && !endpoints.has(mac) && isIpv4(vtep)) {
+        // While it was set aside it may have been forgotten.
+        const shared = this.#shared;
+        if (shared === undefined || ![...this.#networks.values()].includes(network)) return;
+        const entry = encodeEndpoint({ vtep, source: core.vtep, hostIfindex });
+        shared.endpoints.set(encodeEndpointKey(core.vni, mac), entry);
+        endpoints.set(mac, vtep);
+        shared.ways.use(vtep);
+      }
+      if (++seen % SLICE_ROWS === 0) yield;
+    }
+  }
+
+  #remove({ core, endpoints }: FastNetwork, mac: MacAddr): void {
+    const vtep = endpoints.get(mac);
+    if (vtep === undefined || !endpoints.delete(mac)) return;
+    this.#shared?.endpoints.delete(encodeEndpointKey(core.vni, mac));
+    this.#shared?.ways.release(vtep);
+  }
+
+  #begin(core: DesiredCore): Shared {
+    if (this.#shared !== undefined) return this.#shared;
+    const endpoints = new BpfMap("hash", ENDPOINT_KEY_BYTES, ENDPOINT_VALUE_BYTES, MAX_ENDPOINTS);
+    const streams = this.#leavesStreams
+      ? new BpfMap("array", STREAM_KEY_BYTES, STREAM_BYTES, STREAM_SLOTS)
+      : undefined;
+    const ways = new FastWays({
+      host: this.#host,
+      source: core.vtep,
+      port: core.dataPathPort,
+      endpoints: endpoints.fd,
+      streams: streams?.fd,
+      refusal: (vtep) => this.refusal(vtep),
+    });
+    return (this.#shared = { endpoints, streams, ways });
+  }
+
+  #end(): void {
+    this.#shared?.ways[Symbol.dispose]();
+    this.#shared?.endpoints[Symbol.dispose]();
+    this.#shared?.streams?.[Symbol.dispose]();
+    this.#shared = undefined;
+  }
+
+  /** Up, with no address of any kind, so that the kernel itself sends nothing on it. @throws NetError */
+  #createPair(namespace: NetworkNamespace): { readonly ifindex: number; readonly hostIfindex: number } {
+    const { network, netns, socket } = namespace;
+    const hostName = fastHostLink(network);
+    const what = `create ${hostName} and ${FAST_LINK}`;
+    this.#deletePair(network);
+    let found: { readonly ifindex: number; readonly hostIfindex: number } | undefined;
+    namespace.settle(() => {
+      createLink(this.#socket, what, {
+        name: hostName,
+        mtu: PAIR_MTU,
+        info: { kind: "veth", peer: { name: FAST_LINK, mtu: PAIR_MTU, netnsFd: netns.fd } },
+      });
+      const [ifindex, hostIfindex] = (
+        [
+          [netns, socket, FAST_LINK],
+          [this.#host, this.#socket, hostName],
+        ] as const
+      ).map(([place, where, name]) => {
+        const link = findLink(where, { name });
+        if (link === undefined) throw new NetError("ENODEV", `${what}: ${name} is not there`);
+        disableIpv6(place, name);
+        setLink(where, what, { ifindex: link.ifindex, up: true, alias: networkAlias(network) });
+        return link.ifindex;
+      });
+      if (ifindex !== undefined && hostIfindex !== undefined) found = { ifindex, hostIfindex };
+    });
+    namespace.forgetLinks();
+    if (found === undefined) throw new NetError("ENODEV", `${what}: it is not there`);
+    return found;
+  }
+
+  #deletePair(network: NetworkId): void {
+    const name = fastHostLink(network);
+    try {
+      const link = findLink(this.#socket, { name });
+      if (link?.alias === networkAlias(network)) deleteLink(this.#socket, `delete ${name}`, { name });
+    } catch (error) {
+      // It carries nothing any more.
+      if (!(error instanceof NetError)) throw error;
+    }
+  }
+}
+
+/** Why the network's frames must not take the fast path. */
+function exclusion(desired: DesiredOverlay, core: DesiredCore, vxlan: Link): string | undefined {
+  if (!isIpv4(core.vtep)) return "the underlay is IPv6";
+  if (vxlan.promiscuity > USUAL_PROMISCUITY) return captured(desired.name);
+  // What comes from here is sent on to clients: superframes that still say they are in a tunnel (ARCHITECTURE).
+  if ([...desired.endpoints.values()].some(({ sandbox }) => sandbox.type === "host"))
+    return `${desired.name} has a leg in the host`;
+  return undefined;
+}
+
+function captured(name: string): string {
+  return `${name} is captured`;
+}
+
+function isWhole(known: FastNetwork, core: DesiredCore, vxlan: Link, fast: Link | undefined): boolean {
+  return (
+    known.device === vxlan.ifindex &&
+    fast?.running === true &&
+    fast.link === known.hostIfindex &&
+    core.vni === known.core.vni &&
+    core.mtu === known.core.mtu &&
+    core.vtep === known.core.vtep &&
+    core.dataPathPort === known.core.dataPathPort &&
+    known.links.every((link) => link.attached)
+  );
+}
+
+function disableIpv6(netns: Netns, name: string): void {
+  const setting = `net/ipv6/conf/${name}/disable_ipv6`;
+  if (netns.readSysctl(setting) !== undefined) netns.writeSysctl(setting, 1);
+}
