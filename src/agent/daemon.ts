@@ -9,7 +9,13 @@ import type { Random } from "../base/random.ts";
 import { parseSeed } from "../base/seed.ts";
 import type { Dataplane } from "../kernel/dataplane.ts";
 import { removeEngineTable } from "../kernel/engine-runner.ts";
-import { formatMissing, missingFeatures, probeFeatures, type FeatureName } from "../kernel/features.ts";
+import {
+  formatMissing,
+  missingFeatures,
+  probeFeatures,
+  ruleGeneration,
+  type FeatureName,
+} from "../kernel/features.ts";
 import { NetlinkSocket } from "../kernel/netlink-socket.ts";
 import { TapDataplane } from "../kernel/tap-dataplane.ts";
 import { type Underlay, underlayOf } from "../kernel/underlay.ts";
@@ -177,6 +183,7 @@ async function runLocked(
       port: config.dataPathPort,
       health: (vtep) => paths.health(vtep),
       readFirewall,
+      ruleGeneration,
       nowMs: () => performance.now(),
     });
     dataplane.fastPath.refusal = (vtep) => policy.refusal(vtep);

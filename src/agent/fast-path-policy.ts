@@ -7,11 +7,15 @@ export interface FastPathPolicyOptions {
   readonly port: number;
   readonly health: (vtep: IpAddr) => Pick<PathHealth, "state">;
   readonly readFirewall: () => Promise<Firewall>;
+  /** Changes with nftables' rules; undefined when the kernel does not tell. */
+  readonly ruleGeneration: () => number | undefined;
   readonly nowMs: () => number;
 }
 
 /** Rules change seldom, and to read them costs as much as some hundred thousand packets. */
 const FIREWALL_FRESH_MS = 60_000;
+/** Those of legacy iptables have no generation. */
+const FIREWALL_OLD_MS = 600_000;
 
 /**
  * To whom the fast path must not be used, because it goes round the host's firewall: what that drops must stay dropped.
@@ -21,7 +25,9 @@ const FIREWALL_FRESH_MS = 60_000;
 export class FastPathPolicy {
   readonly #options: FastPathPolicyOptions;
   #firewall: Firewall | undefined;
+  #askedAt = -Infinity;
   #readAt = -Infinity;
+  #generation: number | undefined;
 
   constructor(options: FastPathPolicyOptions) {
     this.#options = options;
@@ -46,8 +52,13 @@ export class FastPathPolicy {
 
   #refresh(): void {
     const now = this.#options.nowMs();
-    if (now - this.#readAt < FIREWALL_FRESH_MS) return;
+    if (now - this.#askedAt < FIREWALL_FRESH_MS) return;
+    this.#askedAt = now;
+    const generation = this.#options.ruleGeneration();
+    const known = generation !== undefined && generation === this.#generation;
+    if (known && now - this.#readAt < FIREWALL_OLD_MS) return;
     this.#readAt = now;
+    this.#generation = generation;
     void this.#options.readFirewall().then((firewall) => (this.#firewall = firewall));
   }
 }

@@ -71,6 +71,7 @@ export class EngineRunner {
   #unpublished = false;
   #restUntil = 0;
   #grouping = true;
+  #changes = 0;
   #saving: NodeJS.Timeout | undefined;
   readonly #counted = new Map<string, number>();
 
@@ -126,6 +127,11 @@ export class EngineRunner {
   disinherit(): void {
     for (const vni of this.#inherited) this.forget(vni);
     this.#inherited.clear();
+  }
+
+  /** Counts what was entered or forgotten since the beginning, of whichever network. */
+  get changes(): number {
+    return this.#changes;
   }
 
   /** A live view. */
@@ -208,6 +214,7 @@ export class EngineRunner {
   }
 
   #changed(): void {
+    this.#changes++;
     this.#unpublished = true;
     this.#saving ??= setTimeout(() => this.#save(), SAVE_MS).unref();
   }

@@ -50,12 +50,15 @@ interface Shared {
 }
 
 interface FastNetwork {
+  readonly network: NetworkId;
   readonly core: DesiredCore;
   readonly device: number;
   readonly hostIfindex: number;
   readonly links: readonly BpfLink[];
   /** As they are in the map. */
   readonly endpoints: Map<MacAddr, IpAddr>;
+  /** Of the FDB that they were taken from. */
+  version: number | undefined;
 }
 
 export interface FastPathOptions {
@@ -93,16 +96,20 @@ export class FastPath implements FastPathControl {
     return { networks: this.#networks.size, vteps: this.#shared?.ways.size ?? 0, reason };
   }
 
-  /** `fdb` is what the device forwards by. Never throws. */
+  /** `fdb` is what the device forwards by; while its `version` is the same it is not gone through. Never throws. */
   *follow(
     desired: DesiredOverlay,
     namespace: NetworkNamespace,
     fdb: ReadonlyMap<MacAddr, FoundEntry<IpAddr>>,
+    version: number | undefined,
   ): Sliced<void> {
     const { network, core } = desired;
     try {
       const { vxlan, fast } = namespace.links();
-      if (core === undefined || vxlan === undefined) return this.forget(network);
+      if (core === undefined || vxlan === undefined) {
+        this.#retryAt.delete(network);
+        return this.forget(network);
+      }
       const excluded = exclusion(desired, core, vxlan);
       if (excluded !== undefined) {
         this.forget(network);
@@ -113,7 +120,10 @@ export class FastPath implements FastPathControl {
       this.#excluded.delete(network);
       const known = this.#networks.get(network);
       const stands = known !== undefined && isWhole(known, core, vxlan, fast);
-      yield* this.#enter(stands ? known : this.#build(namespace, core, vxlan.ifindex), fdb);
+      if (stands && version !== undefined && known.version === version) return;
+      const current = stands ? known : this.#build(namespace, core, vxlan.ifindex);
+      yield* this.#enter(current, fdb);
+      current.version = version;
     } catch (error) {
       if (!(error instanceof NetError)) throw error;
       this.forget(network);
@@ -166,12 +176,14 @@ export class FastPath implements FastPathControl {
       attach("pass on", passOnProgram(), this.#host, pair.hostIfindex, "ingress");
       const send = sendProgram({ vni, mtu, port, fastIfindex: pair.ifindex }, maps);
       attach("send", send, namespace.netns, device, "egress");
-      const built = {
+      const built: FastNetwork = {
+        network,
         core,
         device,
         hostIfindex: pair.hostIfindex,
         links,
-        endpoints: new Map<MacAddr, IpAddr>(),
+        endpoints: new Map(),
+        version: undefined,
       };
       this.#networks.set(network, built);
       return built;
@@ -195,7 +207,7 @@ export class FastPath implements FastPathControl {
       if (typeof vtep === "string" && !endpoints.has(mac) && isIpv4(vtep)) {
         // While it was set aside it may have been forgotten.
         const shared = this.#shared;
-        if (shared === undefined || ![...this.#networks.values()].includes(network)) return;
+        if (shared === undefined || this.#networks.get(network.network) !== network) return;
         const entry = encodeEndpoint({ vtep, source: core.vtep, hostIfindex });
         shared.endpoints.set(encodeEndpointKey(core.vni, mac), entry);
         endpoints.set(mac, vtep);

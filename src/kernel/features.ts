@@ -4,10 +4,12 @@
  */
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
+import { ByteReader } from "../base/bytes.ts";
 import { errorText, NetError } from "../base/error.ts";
 import type { IpAddr } from "../base/ip.ts";
 import type { VxlanInfo } from "../wire/netlink/link.ts";
 import { MACVLAN_MODE_BRIDGE } from "../wire/netlink/link.ts";
+import { attributeMap } from "../wire/netlink/message.ts";
 import { createLink, findLink } from "./links.ts";
 import { NetlinkSocket } from "./netlink-socket.ts";
 import { Netns, scratchPath } from "./netns.ts";
@@ -49,6 +51,7 @@ const CURES: Readonly<Record<FeatureName, string>> = {
 const CAPABILITIES = { CAP_NET_ADMIN: 12, CAP_SYS_ADMIN: 21 } as const;
 /** NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETGEN. */
 const NFT_GET_GENERATION = 0x0a10;
+const NFTA_GEN_ID = 1;
 
 /** Tries everything; a namespace is made below `runDirectory` and is gone afterwards. Never throws. */
 export function probeFeatures(runDirectory: string): readonly Feature[] {
@@ -121,13 +124,32 @@ function probeInside(netns: Netns | undefined): Feature[] {
     ),
     inside("nftables", (_socket, inNetns) => {
       using socket = new NetlinkSocket("netfilter", inNetns);
-      socket.get(
-        "ask nftables for its generation",
-        { type: NFT_GET_GENERATION, encode: (out) => out.zeros(4) },
-        () => undefined,
-      );
+      askGeneration(socket);
     }),
   ];
+}
+
+/** Of the rules in this process's namespace: another one after each change. Undefined when the kernel does not tell. */
+export function ruleGeneration(): number | undefined {
+  try {
+    using socket = new NetlinkSocket("netfilter");
+    return askGeneration(socket);
+  } catch (error) {
+    if (error instanceof NetError) return undefined;
+    throw error;
+  }
+}
+
+function askGeneration(socket: NetlinkSocket): number | undefined {
+  return socket.get(
+    "ask nftables for its generation",
+    { type: NFT_GET_GENERATION, encode: (out) => out.zeros(4) },
+    ({ payload }) => {
+      // Behind the family, in network order.
+      const id = attributeMap(payload.subarray(4)).get(NFTA_GEN_ID);
+      return id === undefined ? undefined : new ByteReader(id, "nftables generation").u32();
+    },
+  );
 }
 
 const PROBE_VXLAN: VxlanInfo = {

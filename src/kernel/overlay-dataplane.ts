@@ -126,7 +126,8 @@ export abstract class OverlayDataplane implements Dataplane {
       const namespace = this.#find(desired.network);
       if (namespace === undefined) return this.fastPath.forget(desired.network);
       const entries = this.readEntries(desired, namespace, namespace.links());
-      yield* this.fastPath.follow(desired, namespace, entries?.fdb ?? new Map());
+      const version = this.entriesVersion(desired, namespace);
+      yield* this.fastPath.follow(desired, namespace, entries?.fdb ?? new Map(), version);
     } catch (error) {
       // What cannot be known must not be assumed: the slow path needs no help.
       if (!(error instanceof NetError)) throw error;
@@ -149,6 +150,8 @@ export abstract class OverlayDataplane implements Dataplane {
     namespace: NetworkNamespace,
     links: LinkSnapshot,
   ): Entries | undefined;
+  /** Changes with what `readEntries` returns; undefined when that is not known. */
+  protected abstract entriesVersion(desired: DesiredOverlay, namespace: NetworkNamespace): number | undefined;
   /** Makes what is remembered of the entries true, a slice at a time; a sweep compares. @throws NetError */
   protected abstract refreshEntries(namespace: NetworkNamespace, sweep: boolean): Sliced<void>;
   /** Made up at once, with our mark. @throws NetError */

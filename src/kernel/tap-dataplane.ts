@@ -137,6 +137,10 @@ export class TapDataplane extends OverlayDataplane {
     return vxlan?.kind === "tun" && core !== undefined ? this.#runner.entries(core.vni) : undefined;
   }
 
+  protected override entriesVersion(): number {
+    return this.#runner.changes;
+  }
+
   /** No other hand reaches the table. */
   protected override *refreshEntries(): Sliced<void> {}
 

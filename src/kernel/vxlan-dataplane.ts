@@ -98,6 +98,14 @@ export class VxlanDataplane extends OverlayDataplane {
     return vxlan?.kind === "vxlan" ? namespace.entries(vxlan) : undefined;
   }
 
+  protected override entriesVersion(
+    _desired: DesiredOverlay,
+    namespace: NetworkNamespace,
+  ): number | undefined {
+    const { vxlan } = namespace.links();
+    return vxlan === undefined ? undefined : namespace.mirrorOf(vxlan.ifindex)?.changes;
+  }
+
   protected override *refreshEntries(namespace: NetworkNamespace, sweep: boolean): Sliced<void> {
     const { vxlan } = namespace.links();
     if (vxlan?.kind === "vxlan") yield* namespace.survey(vxlan, sweep);
