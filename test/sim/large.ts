@@ -1,10 +1,12 @@
 import { sample } from "../../src/base/random.ts";
+import { Invariants } from "./invariants.ts";
 import { swims } from "./swims.ts";
-import type { World } from "./world.ts";
+import type { Host, World } from "./world.ts";
 
 /**
  * The size of the largest public swarm experiment, in one process: all join, one in a hundred is replaced, the
- * network splits in halves and comes together. Reports virtual time, traffic and memory after each phase.
+ * network splits in halves and comes together. Reports virtual time, traffic and memory after each phase, and how far it
+ * is between. The invariants are checked all along.
  */
 export function large(nodes: number, seed: number, report: (line: string) => void): void {
   const world = swims({ seed, nodes, byReference: true });
@@ -16,7 +18,8 @@ export function large(nodes: number, seed: number, report: (line: string) => voi
     world.after((JOIN_MS * host) / nodes, () => world.join(host, ...seeds.filter((other) => other !== host)));
   }
   world.runFor(JOIN_MS);
-  meter.phase(`${nodes} members joined over ${JOIN_MS / 1_000} s`, () => everybodySees(world, nodes));
+  const seesAll = (host: Host): boolean => host.node.aliveCount === nodes;
+  meter.phase(`${nodes} members joined over ${JOIN_MS / 1_000} s`, seesAll);
 
   const replaced = sample(world.random, world.hosts, Math.ceil(nodes / 100)).filter((host) => host.index > 2);
   const former = replaced.map((host) => host.node.name);
@@ -26,47 +29,59 @@ export function large(nodes: number, seed: number, report: (line: string) => voi
   }
   meter.phase(
     `${replaced.length} killed and started anew`,
-    () => everybodySees(world, nodes) && former.every((name) => world.seenBy(isAlive, name) === 0),
+    (host) => seesAll(host) && former.every((name) => host.node.member(name)?.state !== "alive"),
   );
 
   const half = world.hosts.map((host) => host.index).filter((index) => index % 2 === 0);
   world.network.partition([half]);
   const others = nodes - half.length;
-  meter.phase("split in halves", () =>
-    world.running().every((host) => host.node.aliveCount === (host.index % 2 === 0 ? half.length : others)),
+  meter.phase(
+    "split in halves",
+    (host) => host.node.aliveCount === (host.index % 2 === 0 ? half.length : others),
   );
   world.network.heal();
-  meter.phase("together again", () => everybodySees(world, nodes));
+  meter.phase("together again", seesAll);
 }
 
 const JOIN_MS = 5_000;
 const PHASE_MS = 300_000;
-
-function everybodySees(world: World, count: number): boolean {
-  return world.running().every((host) => host.node.aliveCount === count);
-}
-
-function isAlive(state: string): boolean {
-  return state === "alive";
-}
+/** Of virtual time. */
+const LOOK_EVERY_MS = 250;
+const CHECK_EVERY_MS = 5_000;
+/** Of real time. */
+const SAY_EVERY_MS = 30_000;
 
 class Meter {
   readonly #world: World;
   readonly #report: (line: string) => void;
+  readonly #invariants: Invariants;
   readonly #startedAt = performance.now();
+  #saidAt = this.#startedAt;
   #packets = 0;
   #bytes = 0;
 
   constructor(world: World, report: (line: string) => void) {
     this.#world = world;
+    this.#invariants = new Invariants(world);
     this.#report = report;
   }
 
-  phase(what: string, done: () => boolean): void {
+  /** Goes on until all that run are `done`. */
+  phase(what: string, done: (host: Host) => boolean): void {
     const world = this.#world;
-    const took = world.runUntil(done, PHASE_MS, 250);
-    const members = world.hosts.length;
-    const perMember = (value: number): string => Math.round(value / members).toLocaleString("en");
+    const startedAt = world.now;
+    let checkedAt = startedAt;
+    const look = (): boolean => {
+      if (world.now - checkedAt >= CHECK_EVERY_MS) {
+        checkedAt = world.now;
+        this.#invariants.check();
+      }
+      this.#say(what, world.now - startedAt, done);
+      return world.running().every(done);
+    };
+    const took = world.runUntil(look, PHASE_MS, LOOK_EVERY_MS);
+    this.#invariants.check();
+    const perMember = (value: number): string => whole(value / world.hosts.length);
     const after =
       took === undefined
         ? `not within ${PHASE_MS / 1_000} s (${world.disagreement()})`
@@ -74,10 +89,30 @@ class Meter {
     this.#report(
       `${what}: all agree ${after}; per member ${perMember(world.packets - this.#packets)} packets, ` +
         `${perMember((world.bytes - this.#bytes) / 1_000)} kB uncompressed; ` +
-        `memory ${(process.memoryUsage().rss / 1e9).toFixed(1)} GB, ` +
-        `${((performance.now() - this.#startedAt) / 1_000).toFixed(0)} s of real time so far`,
+        this.#soFar(),
     );
     this.#packets = world.packets;
     this.#bytes = world.bytes;
   }
+
+  #say(what: string, tookMs: number, done: (host: Host) => boolean): void {
+    const now = performance.now();
+    if (now - this.#saidAt < SAY_EVERY_MS) return;
+    this.#saidAt = now;
+    const running = this.#world.running();
+    const agreed = whole(running.filter(done).length);
+    const after = (tookMs / 1_000).toFixed(2);
+    this.#report(`  ${what}: ${agreed} of ${whole(running.length)} agree after ${after} s; ${this.#soFar()}`);
+  }
+
+  #soFar(): string {
+    const memory = (process.memoryUsage().rss / 1e9).toFixed(1);
+    const { user, system } = process.cpuUsage();
+    const realSeconds = whole((performance.now() - this.#startedAt) / 1_000);
+    return `memory ${memory} GB, ${realSeconds} s so far, ${whole((user + system) / 1e6)} s of processor time`;
+  }
+}
+
+function whole(value: number): string {
+  return Math.round(value).toLocaleString("en");
 }
