@@ -39,6 +39,7 @@ export async function programmingFigures(lab: Lab, variant: string): Promise<Fig
     desired: () => deriveOverlay(input(id, sandbox.netnsPath, peers)),
     mayPrune: () => true,
     beforeDevice: () => Promise.resolve(),
+    every: () => () => undefined,
     now: () => instant(performance.now()),
     onRepair: () => undefined,
     onStanding: () => undefined,

@@ -141,6 +141,7 @@ export class Agent {
       mayPrune: (network) => this.learned.network(network),
       beforeDevice: () => this.beforeDevice(),
       now: () => this.loop.now(),
+      every: (everyMs, run) => this.loop.every(everyMs, run),
       onRepair: (network, faults, steps) => {
         const more = steps > faults.length ? `; and ${steps - faults.length} steps more` : "";
         const text = faults.map((fault) => fault.text).join("; ");

@@ -71,6 +71,8 @@ const JOIN_TIMEOUT_MS = 5_000;
 const TOLD_ENGINE_DROPS = /^(rxDrop|txDrop(Malformed|NoAddress|TooBig|Send))/;
 /** How often namespaces of commands that ended without saying goodbye are looked for. */
 const ORPHANS_MS = 2_000;
+/** Between two looks at what was dropped. */
+const DROPS_MS = 10_000;
 const LEAVE_TIMEOUT_MS = 5_000;
 
 /** Builds the agent, runs it until a signal says stop, and takes it down in order. @throws NetError */
@@ -172,6 +174,7 @@ async function runLocked(
     () => loop.now(),
     (where, detail) => agent.event("dropped", where, detail),
   );
+  loop.every(DROPS_MS, () => drops.look());
   const doctor = new Doctor({
     ...{ agent, views, mesh, paths, filter, checksums, underlay },
   });
@@ -244,7 +247,7 @@ async function runLocked(
   const control = await ControlServer.listen(controlSocket, handlers, log);
   const commands = await CommandServer.listen(controlSocket, log);
   peersFile = new PeersFile(join(config.dataDir, "peers.json"), loop);
-  const orphans = setInterval(() => void removeOrphans(agent, drainer, log), ORPHANS_MS);
+  const endOrphans = loop.every(ORPHANS_MS, () => void removeOrphans(agent, drainer, log));
   const stopping = new AbortController();
 
   const remembered = peersFile.read();
@@ -261,13 +264,12 @@ async function runLocked(
   await untilStopped(config, argv, agent, log);
 
   stopping.abort();
-  clearInterval(orphans);
+  endOrphans();
   peersFile.save();
   await Promise.all([commands.close(), control.close(), metrics?.close(), web?.close(), joining]);
   await leave(agent);
   loopDelay.close();
   checksums.close();
-  drops.close();
   captures.close();
   health.close();
   paths.close();

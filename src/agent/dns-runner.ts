@@ -33,7 +33,7 @@ export class DnsRunner implements Dependent {
   readonly #zones = new Map<NetworkId, { readonly zone: Zone; stale: boolean; notBefore: Instant }>();
   readonly #askers = new Map<string, Asker>();
   readonly #failed = new Map<string, string>();
-  readonly #timer: NodeJS.Timeout;
+  readonly #endChecks: () => void;
   readonly #forwarder: Forwarder;
   readonly #upstream: DnsUpstream;
   readonly #clock: Clock;
@@ -52,8 +52,7 @@ export class DnsRunner implements Dependent {
       (exchange) => this.#forward({ type: "failed", exchange }),
     );
     this.#readServers();
-    this.#timer = setInterval(() => this.#sync(true), CHECK_MS);
-    this.#timer.unref();
+    this.#endChecks = agent.loop.every(CHECK_MS, () => this.#sync(true));
   }
 
   get now(): Instant {
@@ -84,7 +83,7 @@ export class DnsRunner implements Dependent {
 
   close(): void {
     this.#closed = true;
-    clearInterval(this.#timer);
+    this.#endChecks();
     for (const server of this.#servers.values()) server.close();
     this.#servers.clear();
     this.#upstream.close();

@@ -1,27 +1,23 @@
 import { elapsed, type Instant } from "../base/time.ts";
 
-const LOOK_MS = 10_000;
 /** One reason is told again after this, with all that came meanwhile. */
 const QUIET_MS = 60_000;
 
 /** What was dropped so far, where and why; the number never falls. */
 export type Drops = readonly (readonly [where: string, reason: string, count: number])[];
 
-/** Tells in the events what is dropped, by reason: packets are counted, not logged one by one. */
+/** Tells in the events what is dropped, by reason: packets are counted, not logged one by one. To be asked to `look`. */
 export class DropWatch {
   readonly #read: () => Drops;
   readonly #now: () => Instant;
   readonly #emit: (where: string, detail: string) => void;
   readonly #told = new Map<string, { count: number; at: Instant | undefined }>();
-  readonly #timer: NodeJS.Timeout;
 
   /** The reasons `read` knows must be bounded in number. */
   constructor(read: () => Drops, now: () => Instant, emit: (where: string, detail: string) => void) {
     this.#read = read;
     this.#now = now;
     this.#emit = emit;
-    this.#timer = setInterval(() => this.look(), LOOK_MS);
-    this.#timer.unref();
   }
 
   look(): void {
@@ -33,9 +29,5 @@ export class DropWatch {
       this.#emit(where, `${count - told.count} dropped: ${reason}`);
       this.#told.set(key, { count, at: now });
     }
-  }
-
-  close(): void {
-    clearInterval(this.#timer);
   }
 }

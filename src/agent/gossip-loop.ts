@@ -2,13 +2,14 @@ import { randomFillSync } from "node:crypto";
 import { NetError } from "../base/error.ts";
 import type { NodeName } from "../base/id.ts";
 import type { SocketAddr } from "../base/ip.ts";
-import type { Instant } from "../base/time.ts";
+import { earlier, type Instant } from "../base/time.ts";
 import type { GossipEffect, GossipInput, GossipNodeOptions } from "../cluster/boundary.ts";
 import { GossipNode } from "../cluster/gossip-node.ts";
 import type { StateRequest, StateResult } from "../state/request.ts";
 import { Clock } from "../transport/clock.ts";
 import { GossipTransport } from "../transport/gossip-transport.ts";
 import type { Config } from "./config.ts";
+import { Pulse } from "./pulse.ts";
 
 /** Effects left for the agent: those that are neither the transport's nor an answer somebody waits for. */
 export type AgentEffect = Exclude<
@@ -46,6 +47,7 @@ const SAVE_DELAY_MS = 100;
 export class GossipLoop {
   readonly node: GossipNode;
   readonly transport: GossipTransport;
+  readonly #pulse: Pulse;
   /** Gossip's own timer was heard: a few times a second. */
   onWake: () => void = () => undefined;
   readonly #clock: Clock;
@@ -78,6 +80,7 @@ export class GossipLoop {
     this.#clock = clock;
     this.#onEffect = onEffect;
     this.#persistState = persistState;
+    this.#pulse = new Pulse(() => this.now());
   }
 
   /**
@@ -111,6 +114,11 @@ export class GossipLoop {
     return this.#clock.now();
   }
 
+  /** Runs about every `everyMs`, when gossip is awake. The result ends it. */
+  every(everyMs: number, run: () => void): () => void {
+    return this.#pulse.every(everyMs, run);
+  }
+
   /** Feeds one input to the pure core and performs what it asks for. */
   step(input: GossipInput): void {
     this.#queue.push(input);
@@ -125,7 +133,8 @@ export class GossipLoop {
       this.#stepping = false;
     }
     this.#expectedWake = this.node.nextWakeup();
-    this.#clock.wakeAt(this.#expectedWake);
+    this.#clock.wakeAt(earlier(this.#expectedWake, this.#pulse.latest()));
+    this.#pulse.beat();
   }
 
   /** @throws NetError what `state/` refuses, with its reason and cure. */

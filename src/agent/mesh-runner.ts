@@ -53,7 +53,7 @@ export class MeshRunner implements Dependent {
   readonly #waiters = new Set<Waiter>();
   #asking: readonly Waiter[] = [];
   #timer: NodeJS.Timeout | undefined;
-  readonly #sweep: NodeJS.Timeout;
+  readonly #endSweeps: () => void;
   #running = false;
   #again = false;
   #sweepDue = false;
@@ -76,11 +76,11 @@ export class MeshRunner implements Dependent {
       () => this.#namespaces.get(HOST)?.failing() ?? new Uint32Array(0),
       (ports, added) => this.#fail(ports, added),
     );
-    this.#sweep = setInterval(() => {
+    this.#endSweeps = agent.loop.every(SWEEP_MS, () => {
       this.#sweepDue = true;
-      this.#schedule();
-    }, SWEEP_MS);
-    this.#sweep.unref();
+      // Not a breath later: that would be one more wakeup.
+      if (this.#timer === undefined && this.#maySchedule()) void this.#run();
+    });
   }
 
   refresh(): void {
@@ -196,7 +196,7 @@ export class MeshRunner implements Dependent {
   /** Rules stay: a restarting agent must not cut a connection. */
   close(): void {
     this.#closed = true;
-    clearInterval(this.#sweep);
+    this.#endSweeps();
     clearTimeout(this.#timer);
     for (const namespace of this.#namespaces.values()) namespace.close();
     this.#failing.close();
@@ -208,10 +208,13 @@ export class MeshRunner implements Dependent {
     }
   }
 
+  /** A restarted agent leaves the rules of its former life alone until it knows as much as that one did. */
+  #maySchedule(): boolean {
+    return !this.#closed && this.#agent.learned.everything();
+  }
+
   #schedule(): void {
-    // A restarted agent leaves the rules of its former life alone until it knows as much as that one did.
-    if (!this.#agent.learned.everything()) return;
-    if (this.#closed || this.#timer !== undefined) return;
+    if (this.#timer !== undefined || !this.#maySchedule()) return;
     this.#timer = setTimeout(() => {
       this.#timer = undefined;
       void this.#run();

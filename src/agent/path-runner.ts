@@ -47,7 +47,7 @@ export class PathRunner implements Dependent {
   readonly #agent: Agent;
   readonly #underlayMtu: () => number;
   readonly #clock: Clock;
-  readonly #check: NodeJS.Timeout;
+  readonly #endChecks: () => void;
   readonly #vtep: IpAddr;
   /** VTEP → member, of the peers that can answer. */
   #peers = new Map<IpAddr, NodeName>();
@@ -65,8 +65,7 @@ export class PathRunner implements Dependent {
     this.#vtep = ownVtep(agent.config);
     this.prober = new PathProber(random);
     this.#clock = new Clock(() => this.#step({ type: "wake" }));
-    this.#check = setInterval(() => this.refresh(), CHECK_MS);
-    this.#check.unref();
+    this.#endChecks = agent.loop.every(CHECK_MS, () => this.#sync());
   }
 
   /** Why nobody is probed although somebody should be; undefined when all is well. */
@@ -124,7 +123,7 @@ export class PathRunner implements Dependent {
 
   close(): void {
     this.#closed = true;
-    clearInterval(this.#check);
+    this.#endChecks();
     clearTimeout(this.#scheduled);
     this.#clock.close();
     this.#closeDevice();

@@ -25,6 +25,8 @@ export interface ReconcilerOptions {
   /** Awaited before a network's device is made: what keeps strangers out of it. @throws NetError to put it off */
   readonly beforeDevice: () => Promise<void>;
   readonly now: () => Instant;
+  /** Calls `run` about every `everyMs`; the result ends that. */
+  readonly every: (everyMs: number, run: () => void) => () => void;
   /**
    * A sweep or a drift event made steps necessary, without any change of ours before: what was wrong, of the first
    * few, and how many steps it took.
@@ -92,7 +94,7 @@ export class Reconciler {
    * drift is mended.
    */
   readonly #agreed = new Map<NetworkId, DesiredOverlay>();
-  readonly #sweep: NodeJS.Timeout;
+  readonly #endSweeps: () => void;
   #closed = false;
 
   constructor(options: ReconcilerOptions) {
@@ -104,10 +106,9 @@ export class Reconciler {
         for (const one of this.#known) this.#mark(one, { fresh: false, ours: false });
       else this.#mark(network, { fresh: false, ours: false });
     });
-    this.#sweep = setInterval(() => {
+    this.#endSweeps = options.every(SWEEP_MS, () => {
       for (const network of this.#known) this.#mark(network, { fresh: true, ours: false });
-    }, SWEEP_MS);
-    this.#sweep.unref();
+    });
   }
 
   /** Networks that have, or should have, kernel objects. */
@@ -183,7 +184,7 @@ export class Reconciler {
 
   close(): void {
     this.#closed = true;
-    clearInterval(this.#sweep);
+    this.#endSweeps();
     this.#cancel?.();
     for (const waiter of this.#waiters) {
       clearTimeout(waiter.timer);

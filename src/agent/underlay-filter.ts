@@ -30,7 +30,7 @@ export class UnderlayFilter implements Dependent {
   readonly #agent: Agent;
   readonly #host = Netns.current();
   readonly #keeper = new NftTableKeeper(this.#host, VXLAN_TABLE);
-  readonly #sweep: NodeJS.Timeout;
+  readonly #endSweeps: () => void;
   readonly #told = new Set<string>();
   #timer: NodeJS.Timeout | undefined;
   #working: Promise<void> = Promise.resolve();
@@ -43,11 +43,10 @@ export class UnderlayFilter implements Dependent {
   constructor(agent: Agent) {
     this.#agent = agent;
     this.#keeper.onTouched = () => this.refresh();
-    this.#sweep = setInterval(() => {
+    this.#endSweeps = agent.loop.every(SWEEP_MS, () => {
       void this.#reconcile();
       this.#tellStrangers();
-    }, SWEEP_MS);
-    this.#sweep.unref();
+    });
   }
 
   refresh(): void {
@@ -93,7 +92,7 @@ export class UnderlayFilter implements Dependent {
   /** The rules stay while there are endpoints: a restarting agent must not leave a gap. */
   async close(): Promise<void> {
     this.#closed = true;
-    clearInterval(this.#sweep);
+    this.#endSweeps();
     clearTimeout(this.#timer);
     await this.#working;
     try {

@@ -26,5 +26,4 @@ test("each reason is told when it begins, and again after a minute with all that
   ];
   assert.deepEqual(at(60_000, both), ["gossip: 6 dropped: seal", "engine: 1 dropped: rxDropChecksum"]);
   assert.deepEqual(at(200_000, both), []);
-  watch.close();
 });

@@ -139,6 +139,10 @@ class World {
       mayPrune: () => true,
       beforeDevice: () => Promise.resolve(),
       now: () => instant(performance.now()),
+      every(everyMs, run) {
+        const timer = setInterval(run, everyMs);
+        return () => clearInterval(timer);
+      },
       onRepair: (_network, faults) => this.told.push(...faults.map(({ text }) => `mended: ${text}`)),
       onStanding: (_network, faults) => (this.standing = faults.map(({ text }) => text)),
       onFailure: (_network, error: NetError) => this.failures.push(error.message),
