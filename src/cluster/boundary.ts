@@ -1,6 +1,7 @@
 import type { NodeName } from "../base/id.ts";
 import type { SocketAddr } from "../base/ip.ts";
 import type { Random } from "../base/random.ts";
+import type { TransportInput } from "../base/transport-input.ts";
 import type { NetworkDbConfig } from "../networkdb/config.ts";
 import type { NetworkDbEffect } from "../networkdb/effect.ts";
 import type { NetworkDbInput } from "../networkdb/networkdb.ts";
@@ -16,16 +17,7 @@ import type { PeerCallEffect, PeerQuestion } from "./peer-call.ts";
 export type GossipInput =
   | { readonly type: "start"; readonly seed: boolean; readonly unixSeconds: number }
   | { readonly type: "wake" }
-  | { readonly type: "packet"; readonly from: SocketAddr; readonly bytes: Uint8Array }
-  /** Streams are named by numbers: odd when the peer dialled, even when we did. */
-  | { readonly type: "stream-accepted"; readonly stream: number; readonly from: SocketAddr }
-  | { readonly type: "stream-opened"; readonly stream: number }
-  | { readonly type: "stream-data"; readonly stream: number; readonly bytes: Uint8Array }
-  | {
-      readonly type: "stream-closed";
-      readonly stream: number;
-      readonly error?: { readonly code: string; readonly message: string };
-    }
+  | TransportInput
   | {
       readonly type: "swim";
       readonly input: Extract<SwimInput, { type: "join" | "cancel-join" | "loop-delay" | "set-meta" }>;

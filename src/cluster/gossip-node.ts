@@ -7,25 +7,23 @@ import { networkDbConfig } from "../networkdb/config.ts";
 import { NetworkDb, type NetworkDbInput } from "../networkdb/networkdb.ts";
 import type { StateInput } from "../state/effect.ts";
 import { State } from "../state/state.ts";
-import type { StreamFailure, SwimEffect, SwimInput } from "../swim/boundary.ts";
+import type { SwimEffect, SwimInput } from "../swim/boundary.ts";
 import { userMessage } from "../swim/context.ts";
 import type { Member } from "../swim/member.ts";
 import { Swim } from "../swim/swim.ts";
 import type { UserMessage } from "../wire/memberlist/message.ts";
-import { decodePacket, encodePacket } from "../wire/memberlist/packet.ts";
-import { packetOverhead, sealsOutgoing, type Sealing } from "../wire/memberlist/seal.ts";
-import type { PushPull } from "../wire/memberlist/push-pull.ts";
 import type { StreamMessage } from "../wire/memberlist/stream-message.ts";
-import { encodeStreamPayload } from "../wire/memberlist/stream.ts";
 import { networkDbMessageType } from "../wire/networkdb/message.ts";
 import { STATE_MESSAGE_TYPE } from "../wire/state/message.ts";
 import { AmongSerf, type SerfReply } from "./among-serf.ts";
 import type { GossipEffect, GossipInput, GossipNodeOptions } from "./boundary.ts";
-import { definitionsOf, withDefinitions } from "./exchange-state.ts";
+import { UserStates, speaksTables, type UserState } from "./user-states.ts";
 import { decodeMetadata, encodeMetadata, type NodeFacts } from "./metadata.ts";
 import { Netagents } from "./netagents.ts";
+import { PacketSealer } from "./packet-sealer.ts";
 import { PEER_CALL_MESSAGE_TYPE, PeerCalls, type PeerCallEffect } from "./peer-call.ts";
-import { Streams, type AcceptedStream, type Purpose, type StreamEvent, type UserOrigin } from "./streams.ts";
+import { StreamEvents } from "./stream-events.ts";
+import { Streams, type Purpose, type UserOrigin } from "./streams.ts";
 import { TableRounds } from "./table-rounds.ts";
 
 /** Delegate protocol min, max, current. */
@@ -33,13 +31,6 @@ const DELEGATE_VERSIONS = { docker: [0, 0, 0], serf: [2, 5, 4] } as const;
 /** How long a leave waits for NetworkDB's own goodbye before memberlist's. */
 const LEAVE_STEP_MS = 5_000;
 const NO_BYTES = new Uint8Array(0);
-
-interface UserState {
-  readonly bytes: Uint8Array;
-  readonly greeting: Uint8Array | undefined;
-  /** Whether we knew others than the peer before. */
-  readonly company: boolean;
-}
 
 /**
  * One member of the swarm: swim, networkdb and state behind one `handle()`. The only place where they meet, and the
@@ -57,21 +48,14 @@ export class GossipNode {
   readonly #calls: PeerCalls;
   readonly #peers: Netagents;
   readonly #streams: Streams;
-  /** User state that came with a push/pull, until swim says whether the exchange counts. */
-  readonly #userStates = new Map<string, UserState>();
-  /** Set while swim takes in a push/pull: members met by it are greeted, or are not. */
-  #meeting: { readonly greeted: boolean } | undefined;
-  /** An answer to push/pulls that this input has made already, before encryption: a batch gets one answer. */
-  #answer: { readonly key: string; readonly plain: Uint8Array } | undefined;
-  /** The packet made last, where it is not encrypted. */
-  #sealed:
-    { readonly parts: readonly Uint8Array[]; readonly crc: boolean; readonly bytes: Uint8Array } | undefined;
+  readonly #sealer: PacketSealer;
+  readonly #userStates: UserStates;
+  readonly #streamEvents: StreamEvents;
   /** Set when the cluster is serf's. */
   readonly #serf: AmongSerf | undefined;
   /** When memberlist's goodbye follows serf's. */
   #swimLeaveAt: Instant | undefined;
   readonly #tableRounds: TableRounds | undefined;
-  #sealing: Sealing;
   #leaving: { readonly timeoutMs: number } | undefined;
   #effects: GossipEffect[] = [];
 
@@ -79,7 +63,7 @@ export class GossipNode {
     this.#options = options;
     this.name = options.name;
     this.facts = options.facts;
-    this.#sealing = options.sealing;
+    this.#sealer = new PacketSealer(options.sealing, options.nonce);
     this.#calls = new PeerCalls(options.name);
     this.networkDb = new NetworkDb(
       {
@@ -87,7 +71,7 @@ export class GossipNode {
         address: options.address.socket,
         random: options.random,
         config: networkDbConfig({
-          gossipPayloadBytes: options.swim.udpBufferBytes - packetOverhead(options.sealing) - 6,
+          gossipPayloadBytes: options.swim.udpBufferBytes - this.#sealer.overhead - 6,
           ...options.networkDb,
         }),
       },
@@ -99,7 +83,7 @@ export class GossipNode {
     );
     this.#serf =
       options.compat === "serf"
-        ? new AmongSerf(options.name, options.swim.retransmitMult, () => this.#sealing.keys)
+        ? new AmongSerf(options.name, options.swim.retransmitMult, () => this.keys)
         : undefined;
     this.swim = new Swim({
       name: options.name,
@@ -109,7 +93,7 @@ export class GossipNode {
       config: options.swim,
       random: options.random,
       userBroadcasts: this.#serf ?? this.networkDb.clusterBroadcasts,
-      packetOverhead: packetOverhead(options.sealing),
+      packetOverhead: this.#sealer.overhead,
     });
     this.#peers = new Netagents(this.swim);
     this.#tableRounds =
@@ -123,18 +107,30 @@ export class GossipNode {
           });
     this.#streams = new Streams({
       tcpTimeoutMs: options.swim.tcpTimeoutMs,
-      sealing: () => this.#sealing,
+      sealing: () => this.#sealer.sealing,
       nonce: options.nonce,
       emit: (effect) => void this.#effects.push(effect),
       dropped: (error) => this.#dropped(error, "stream"),
+      count: (reason) => this.#count(reason),
+    });
+    this.#userStates = new UserStates({
+      ...{ swim: this.swim, networkDb: this.networkDb, state: this.state },
+      amongSerf: this.#serf !== undefined,
+      dropped: (error) => this.#dropped(error, "push/pull state"),
+    });
+    this.#streamEvents = new StreamEvents({
+      ...{ streams: this.#streams, userStates: this.#userStates },
+      swim: (input, now) => this.#swim(input, now),
+      userMessage: (payload, now) => this.#userMessage(payload, "stream", now),
+      undelivered: (to, origin, now) => this.#undelivered(to, origin, now),
       count: (reason) => this.#count(reason),
     });
   }
 
   handle(input: GossipInput, now: Instant): GossipEffect[] {
     this.#effects = [];
-    this.#answer = undefined;
-    this.#sealed = undefined;
+    this.#userStates.begin();
+    this.#sealer.forget();
     this.#dispatch(input, now);
     this.#tableRounds?.notice(now);
     return this.#effects;
@@ -160,7 +156,7 @@ export class GossipNode {
 
   /** Whether there are keys, and their order: the first one seals. */
   get keys(): readonly Uint8Array[] {
-    return this.#sealing.keys;
+    return this.#sealer.sealing.keys;
   }
 
   #dispatch(input: GossipInput, now: Instant): void {
@@ -181,9 +177,9 @@ export class GossipNode {
       case "stream-opened":
         return this.#streams.opened(input.stream);
       case "stream-data":
-        return this.#stream(this.#streams.read(input.stream, input.bytes), now);
+        return this.#streamEvents.take(this.#streams.read(input.stream, input.bytes), now);
       case "stream-closed":
-        return this.#stream(this.#streams.closed(input.stream, input.error), now);
+        return this.#streamEvents.take(this.#streams.closed(input.stream, input.error), now);
       case "swim":
         return this.#swim(input.input, now);
       case "networkdb":
@@ -194,8 +190,8 @@ export class GossipNode {
         this.#leaving = { timeoutMs: input.timeoutMs };
         return input.rest === true ? this.#leaveMembership(now) : this.#networkDb({ type: "leave" }, now);
       case "set-keys":
-        this.#sealing = { ...this.#sealing, keys: input.keys };
-        return this.#swim({ type: "packet-overhead", bytes: packetOverhead(this.#sealing) }, now);
+        this.#sealer.setKeys(input.keys);
+        return this.#swim({ type: "packet-overhead", bytes: this.#sealer.overhead }, now);
       case "ask-peer":
         return this.#peerCall(
           this.#calls.ask(input.to, input.request, input.body, input.timeoutMs, now),
@@ -214,16 +210,16 @@ export class GossipNode {
     if (due(this.networkDb.nextWakeup())) this.#networkDb({ type: "wake" }, now);
     if (due(this.state.nextWakeup())) this.#state({ type: "wake" }, now);
     this.#peerCall(this.#calls.wake(now), now);
-    for (const event of this.#streams.wake(now)) this.#stream(event, now);
-    for (const { to, payload } of this.#tableRounds?.wake(now, packetOverhead(this.#sealing)) ?? [])
+    for (const event of this.#streams.wake(now)) this.#streamEvents.take(event, now);
+    for (const { to, payload } of this.#tableRounds?.wake(now, this.#sealer.overhead) ?? [])
       this.#sendUserPacket(to, payload, now);
     if (due(this.#swimLeaveAt)) this.#leaveSwim(now);
   }
 
   #packet(from: SocketAddr, bytes: Uint8Array, now: Instant): void {
-    let decoded: ReturnType<typeof decodePacket>;
+    let decoded: ReturnType<PacketSealer["open"]>;
     try {
-      decoded = decodePacket(bytes, this.#sealing);
+      decoded = this.#sealer.open(bytes);
     } catch (error) {
       return this.#dropped(error, "packet");
     }
@@ -254,85 +250,6 @@ export class GossipNode {
     }
   }
 
-  #stream(event: StreamEvent | undefined, now: Instant): void {
-    switch (event?.type) {
-      case "request":
-        return this.#request(event.stream, event.accepted, event.message, now);
-      case "answer":
-        return this.#answered(event.purpose, event.message, now);
-      case "failed":
-        return this.#failed(event.purpose, event.failure, now);
-      case "gone":
-        this.#userStates.delete(`stream ${event.stream}`);
-        return this.#swim({ type: "stream-gone", stream: event.stream }, now);
-      case undefined:
-        return;
-      default:
-        return unreachable(event);
-    }
-  }
-
-  #request(stream: number, accepted: AcceptedStream, message: StreamMessage, now: Instant): void {
-    switch (message.type) {
-      case "ping":
-        return this.#swim({ type: "stream-ping", stream, from: accepted.from, ping: message }, now);
-      case "push-pull":
-        accepted.speaksTables = speaksTables(message.userState);
-        return this.#pushPullRequest(stream, accepted, message, now);
-      case "user":
-        this.#streams.close(stream);
-        if (message.payload.length > 0) this.#userMessage(message.payload, "stream", now);
-        return;
-      case "ack":
-      case "error":
-        this.#count("stream: unexpected request");
-        return this.#streams.close(stream);
-      default:
-        return unreachable(message);
-    }
-  }
-
-  #pushPullRequest(
-    stream: number,
-    accepted: AcceptedStream,
-    { join, nodes, userState }: PushPull,
-    now: Instant,
-  ): void {
-    if (this.#meet(`stream ${stream}`, userState)) {
-      const name = nodes.length <= 1 ? (nodes[0]?.name as NodeName | undefined) : undefined;
-      accepted.greets = { name };
-    }
-    this.#swim({ type: "push-pull-request", stream, from: accepted.from, join, nodes }, now);
-    this.#meeting = undefined;
-  }
-
-  #answered(purpose: Purpose, message: StreamMessage, now: Instant): void {
-    if (purpose.kind === "push-pull" && message.type === "push-pull") {
-      const { exchange } = purpose;
-      this.#meet(`exchange ${exchange}`, message.userState);
-      this.#swim({ type: "push-pull-reply", exchange, nodes: message.nodes }, now);
-      this.#meeting = undefined;
-    } else if (purpose.kind === "ping" && message.type === "ack") {
-      const result = { seqNo: message.seqNo };
-      this.#swim({ type: "stream-ping-result", ping: purpose.ping, result }, now);
-    }
-  }
-
-  #failed(purpose: Purpose, failure: StreamFailure, now: Instant): void {
-    switch (purpose.kind) {
-      case "push-pull":
-        return this.#swim({ type: "push-pull-failed", exchange: purpose.exchange, failure }, now);
-      case "ping":
-        return this.#swim({ type: "stream-ping-result", ping: purpose.ping, result: failure }, now);
-      case "user":
-        if (failure.failure === "refused")
-          this.#swim({ type: "peer-refused", address: purpose.address }, now);
-        return this.#undelivered(purpose.to, purpose.origin, now);
-      default:
-        return unreachable(purpose);
-    }
-  }
-
   #undelivered(to: NodeName, origin: UserOrigin, now: Instant): void {
     switch (origin) {
       case "networkdb":
@@ -347,20 +264,7 @@ export class GossipNode {
   }
 
   #dial(to: SocketAddr, purpose: Purpose, message: StreamMessage, timeoutMs: number, now: Instant): void {
-    this.#stream(this.#streams.dial(to, purpose, message, timeoutMs, now), now);
-  }
-
-  /** Keeps the peer's user state until swim has merged its members. Whether there is a greeting in it. */
-  #meet(key: string, bytes: Uint8Array): boolean {
-    let greeting: Uint8Array | undefined;
-    try {
-      if (speaksTables(bytes)) greeting = definitionsOf(bytes);
-    } catch (error) {
-      this.#dropped(error, "push/pull state");
-    }
-    this.#userStates.set(key, { bytes, greeting, company: this.swim.aliveCount > 1 });
-    this.#meeting = { greeted: greeting !== undefined };
-    return greeting !== undefined;
+    this.#streamEvents.take(this.#streams.dial(to, purpose, message, timeoutMs, now), now);
   }
 
   #swim(input: SwimInput, now: Instant): void {
@@ -373,13 +277,13 @@ export class GossipNode {
         this.#effects.push({
           type: "send-packet",
           to: effect.to,
-          bytes: this.#seal(effect.parts, effect.crc),
+          bytes: this.#sealer.seal(effect.parts, effect.crc),
         });
         return;
       case "push-pull": {
         const { to, exchange, join, timeoutMs } = effect;
         const tables = this.#serf === undefined || this.#peers.anyAt(to);
-        const message = this.#pushPull(join, tables, tables && join, now);
+        const message = this.#userStates.message(join, tables, tables && join, now);
         return this.#dial(to, { kind: "push-pull", exchange }, message, timeoutMs, now);
       }
       case "abandon-exchange":
@@ -387,7 +291,7 @@ export class GossipNode {
       case "push-pull-answer": {
         const accepted = this.#streams.accepted(effect.stream);
         if (accepted === undefined) return;
-        this.#streams.replyPlain(effect.stream, this.#answerOf(effect.join, accepted, now));
+        this.#streams.replyPlain(effect.stream, this.#userStates.answer(effect.join, accepted, now));
         const name = accepted.greets?.name;
         if (name !== undefined) this.#state({ type: "greeted", name }, now);
         return;
@@ -397,8 +301,7 @@ export class GossipNode {
           "exchange" in effect.source
             ? `exchange ${effect.source.exchange}`
             : `stream ${effect.source.stream}`;
-        const userState = this.#userStates.get(key);
-        this.#userStates.delete(key);
+        const userState = this.#userStates.take(key);
         if (effect.refused === undefined) {
           if (userState !== undefined)
             this.#userState(userState, "exchange" in effect.source, effect.join, now);
@@ -474,7 +377,8 @@ export class GossipNode {
     }
     this.#peers.set(name, facts);
     if (facts.capabilities.includes("state")) {
-      const compare = this.#meeting === undefined ? this.#serf !== undefined : !this.#meeting.greeted;
+      const { meeting } = this.#userStates;
+      const compare = meeting === undefined ? this.#serf !== undefined : !meeting.greeted;
       this.#state({ type: "member-joined", name, id: facts.id, shown: facts.name, compare }, now);
     }
     if (news && this.#serf !== undefined) this.#introduceTo(name, member.address, now);
@@ -567,24 +471,6 @@ export class GossipNode {
     if (payload !== undefined) this.#sendUserStream(name, address, payload, "networkdb", now);
   }
 
-  #pushPull(join: boolean, tables: boolean, greet: boolean, now: Instant): StreamMessage {
-    const greeting = greet ? this.state.greeting(now) : undefined;
-    let userState = tables ? this.networkDb.localState(join) : NO_BYTES;
-    if (greeting !== undefined) userState = withDefinitions(userState, greeting);
-    return { type: "push-pull", join, nodes: this.swim.snapshot(), userState };
-  }
-
-  /** Encoded but for its envelopes. */
-  #answerOf(join: boolean, { speaksTables, greets }: AcceptedStream, now: Instant): Uint8Array {
-    const tables = this.#serf === undefined || speaksTables;
-    const key = `${join} ${tables} ${greets !== undefined}`;
-    if (this.#answer?.key !== key) {
-      const message = this.#pushPull(join, tables, greets !== undefined, now);
-      this.#answer = { key, plain: encodeStreamPayload(message, true) };
-    }
-    return this.#answer.plain;
-  }
-
   #hearSerf(hear: () => void): void {
     try {
       hear();
@@ -595,17 +481,11 @@ export class GossipNode {
 
   #reply(replies: readonly SerfReply[]): void {
     for (const { to, payload } of replies)
-      this.#effects.push({ type: "send-packet", to, bytes: this.#seal([userMessage(payload)], false) });
-  }
-
-  #seal(parts: readonly Uint8Array[], crc: boolean): Uint8Array {
-    const sealing = this.#sealing;
-    if (sealsOutgoing(sealing))
-      return encodePacket(parts, { sealing, crc, compress: true, nonce: this.#options.nonce() });
-    // In a storm several get the same packet.
-    if (this.#sealed?.parts !== parts || this.#sealed.crc !== crc)
-      this.#sealed = { parts, crc, bytes: encodePacket(parts, { sealing, crc, compress: true }) };
-    return this.#sealed.bytes;
+      this.#effects.push({
+        type: "send-packet",
+        to,
+        bytes: this.#sealer.seal([userMessage(payload)], false),
+      });
   }
 
   #dropped(error: unknown, what: string): void {
@@ -617,9 +497,4 @@ export class GossipNode {
   #count(reason: string): void {
     this.drops.set(reason, (this.drops.get(reason) ?? 0) + 1);
   }
-}
-
-/** NetworkDB's user state is a protobuf message, whose first field is tagged 08; serf's begins with its type, 2. */
-function speaksTables(userState: Uint8Array): boolean {
-  return userState[0] === 0x08;
 }

@@ -4,19 +4,7 @@ import { createServer, connect, type Server, type Socket } from "node:net";
 import { plainBytes } from "./plain-bytes.ts";
 import { errorCode, errorText, NetError } from "../base/error.ts";
 import { formatSocketAddr, isIpv4, parseIp, tryParseIp, type IpAddr, type SocketAddr } from "../base/ip.ts";
-
-/** What arrives. Streams are named by a number chosen by whoever opened them: odd when accepted here, even when dialled. */
-export type TransportInput =
-  | { readonly type: "packet"; readonly from: SocketAddr; readonly bytes: Uint8Array }
-  | { readonly type: "stream-accepted"; readonly stream: number; readonly from: SocketAddr }
-  | { readonly type: "stream-opened"; readonly stream: number }
-  | { readonly type: "stream-data"; readonly stream: number; readonly bytes: Uint8Array }
-  /** The peer closed its side (no `error`) or the stream failed: `code` is the system's, such as ECONNREFUSED. */
-  | {
-      readonly type: "stream-closed";
-      readonly stream: number;
-      readonly error?: { readonly code: string; readonly message: string };
-    };
+import type { TransportInput } from "../base/transport-input.ts";
 
 export interface TransportOptions {
   /** Address to listen on; `0.0.0.0` takes IPv4 only, `::` both families. */
