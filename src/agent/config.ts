@@ -9,9 +9,11 @@ import { nearestText } from "../base/nearest.ts";
 import {
   isLoopback,
   isUnspecified,
+  parseCidr,
   parseHostPort,
   parseIp,
   tryParseIp,
+  type Cidr,
   type IpAddr,
   type SocketAddr,
 } from "../base/ip.ts";
@@ -31,9 +33,15 @@ export interface Config {
   readonly join: readonly string[];
   /** Whoever is known by address alone is not spoken to. */
   readonly requireNodeNames: boolean;
+  /** Members outside these are not admitted; empty: from anywhere. */
+  readonly allowedNetworks: readonly Cidr[];
   /** 16, 24 or 32 bytes each; the first one seals. Empty: gossip is not encrypted. */
   readonly gossipKeys: readonly Uint8Array[];
   readonly keyringFile: string;
+  /** In front of all gossip; members of another label are strangers. Empty: none. */
+  readonly gossipLabel: string;
+  /** Where keys are not everywhere yet: whether what we send is sealed, and whether what is not is refused. */
+  readonly gossipVerify: "both" | "outgoing" | "none";
   readonly profile: "lan" | "wan" | "local";
   readonly compat: "docker" | "serf";
   readonly dataplane: "auto" | "kernel" | "userspace";
@@ -77,8 +85,11 @@ const settings = z.object({
   "data-path-port": port,
   join: strings,
   "require-node-names": z.boolean(),
+  "allowed-network": strings,
   "gossip-key": strings,
   "keyring-file": z.string().min(1),
+  "gossip-label": z.string().refine((text) => Buffer.byteLength(text) <= 255, "at most 255 bytes"),
+  "gossip-verify": z.enum(["both", "outgoing", "none"]),
   profile: z.enum(["lan", "wan", "local"]),
   compat: z.enum(["docker", "serf"]),
   dataplane: z.enum(["auto", "kernel", "userspace"]),
@@ -145,8 +156,20 @@ export function commandLine(version: string): Command {
     .option("--data-path-port <port>", "VXLAN's UDP port (default: 4789)", integer)
     .option("--join <[node/]host[:port]>", "repeatable; retried for ever until one answers", repeat)
     .option("--require-node-names", "joins must name the node, and pings their sender (default: no)")
+    .option(
+      "--allowed-network <cidr>",
+      "members' addresses are in one of these, repeatable (default: anywhere)",
+      repeat,
+    )
     .option("--gossip-key <base64|hex>", "repeatable, 16/24/32 bytes, the first one seals", repeat)
     .option("--keyring-file <file>", "keys are kept here (default: DATA-DIR/keyring.json)")
+    .option("--gossip-label <text>", "a cluster of another label is another cluster (default: none)")
+    .addOption(
+      new Option(
+        "--gossip-verify <what>",
+        "keys in a running cluster: restart all with none, then outgoing, then both (default: both)",
+      ).choices(["both", "outgoing", "none"]),
+    )
     .addOption(new Option("--profile <profile>", "timing (default: lan)").choices(["lan", "wan", "local"]))
     .addOption(
       new Option(
@@ -250,8 +273,11 @@ function resolveConfig(given: Settings): Config {
       return text;
     }),
     requireNodeNames,
+    allowedNetworks: (given["allowed-network"] ?? []).map((text) => network("allowed-network", text)),
     gossipKeys: (given["gossip-key"] ?? []).map(parseGossipKey),
     keyringFile: given["keyring-file"] ?? `${dataDir}/keyring.json`,
+    gossipLabel: given["gossip-label"] ?? "",
+    gossipVerify: given["gossip-verify"] ?? "both",
     profile: given.profile ?? "lan",
     compat: given.compat ?? "docker",
     dataplane: given.dataplane ?? "auto",
@@ -299,6 +325,14 @@ function address(key: string, text: string): IpAddr {
   const ip = tryParseIp(text);
   if (ip === undefined) throw new NetError("config", `${key} '${text}': not an IPv4 or IPv6 address`);
   return ip;
+}
+
+function network(key: string, text: string): Cidr {
+  try {
+    return parseCidr(text);
+  } catch (cause) {
+    throw new NetError("config", `${key} '${text}': ${errorText(cause)} (write 192.0.2.0/24)`, { cause });
+  }
 }
 
 function hostPort(

@@ -120,9 +120,16 @@ async function runLocked(
       },
       address: { socket: config.advertise, bytes: ipToBytes(config.advertise.ip) },
       compat: config.compat,
-      sealing: { keys, label: "", verifyIncoming: true, verifyOutgoing: true, encryptionVersion: 1 },
+      sealing: {
+        keys,
+        label: config.gossipLabel,
+        verifyIncoming: config.gossipVerify === "both",
+        verifyOutgoing: config.gossipVerify !== "none",
+        encryptionVersion: 1,
+      },
       swim: swimConfig({ lan: LAN, wan: WAN, local: LOCAL }[config.profile], {
         requireNodeNames: config.requireNodeNames,
+        allowedNetworks: config.allowedNetworks,
       }),
       state: store.snapshot === undefined ? {} : { snapshot: store.snapshot.bytes },
       random,

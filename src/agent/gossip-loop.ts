@@ -37,6 +37,8 @@ type Unnumbered<T> = T extends unknown ? Omit<T, "request"> : never;
 
 /** A timer that comes this late says that this process, not its peers, was slow. */
 const LOOP_DELAY_MS = 100;
+/** The gossip node itself gives streams up after the TCP timeout. */
+const STREAM_GRACE_MS = 5_000;
 /** A write that nothing waits for takes in what comes meanwhile. */
 const SAVE_DELAY_MS = 100;
 
@@ -100,6 +102,7 @@ export class GossipLoop {
     const transport = await GossipTransport.listen({
       bindAddr: config.bindAddr,
       port: config.gossipPort,
+      streamIdleMs: options.swim.tcpTimeoutMs + STREAM_GRACE_MS,
       onInput: (input) => deliver(input),
     });
     const clock = new Clock(() => deliver({ type: "wake" }));

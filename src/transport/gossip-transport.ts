@@ -10,13 +10,13 @@ export interface TransportOptions {
   /** Address to listen on; `0.0.0.0` takes IPv4 only, `::` both families. */
   readonly bindAddr: IpAddr;
   readonly port: number;
+  /** A stream without traffic for this long is closed. */
+  readonly streamIdleMs: number;
   readonly onInput: (input: TransportInput) => void;
 }
 
 /** Accepted streams at one time; more are closed unread. Protects memory and file descriptors from a flood of dials. */
 const MAX_ACCEPTED_STREAMS = 512;
-/** A stream without traffic for this long is closed (memberlist's TCP timeout on LAN is 10 s). */
-const STREAM_IDLE_MS = 15_000;
 const RECEIVE_BUFFER_BYTES = 2 * 1024 * 1024;
 /** Senders' addresses remembered in parsed form: members speak every second. Bounds what strangers can fill. */
 const MAX_KNOWN_SOURCES = 4_096;
@@ -34,6 +34,7 @@ export class GossipTransport {
   readonly #udp: UdpSocket;
   readonly #tcp: Server;
   readonly #onInput: (input: TransportInput) => void;
+  readonly #streamIdleMs: number;
   readonly #streams = new Map<number, Socket>();
   readonly #sources = new Map<string, IpAddr>();
   #accepted = 0;
@@ -44,6 +45,7 @@ export class GossipTransport {
     this.#udp = udp;
     this.#tcp = tcp;
     this.#onInput = options.onInput;
+    this.#streamIdleMs = options.streamIdleMs;
     udp.on("message", (bytes, from) => {
       const ip = this.#sourceOf(from.address);
       if (ip === undefined || bytes.length === 0 || this.#closed) return;
@@ -179,7 +181,7 @@ export class GossipTransport {
       );
       socket.end();
     };
-    socket.setTimeout(STREAM_IDLE_MS, () => socket.destroy(timeoutError(undefined)));
+    socket.setTimeout(this.#streamIdleMs, () => socket.destroy(timeoutError(undefined)));
     socket.on("data", (bytes) => {
       this.counters.bytesIn += bytes.length;
       if (live()) this.#onInput({ type: "stream-data", stream, bytes: plainBytes(bytes) });

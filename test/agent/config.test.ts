@@ -6,6 +6,7 @@ import { test } from "node:test";
 import { loadConfig, parseGossipKey } from "../../src/agent/config.ts";
 import { formatKeyring, loadKeyring } from "../../src/agent/keys.ts";
 import { NetError } from "../../src/base/error.ts";
+import { formatCidr } from "../../src/base/ip.ts";
 
 const KEY = "000102030405060708090a0b0c0d0e0f";
 
@@ -15,6 +16,19 @@ test("defaults are Docker's, and the data path is the advertised address", () =>
   assert.equal(config.dataPathPort, 4789);
   assert.deepEqual(config.dataPathAddrs, ["192.0.2.1"]);
   assert.deepEqual(config.advertise, { ip: "192.0.2.1", port: 7946 });
+});
+
+test("who may be a member, and of which cluster, is taken as given", () => {
+  const words = ["--advertise-addr", "192.0.2.1", "--gossip-label", "blue", "--gossip-verify", "outgoing"];
+  const config = loadConfig(
+    [...words, "--allowed-network", "192.0.2.0/24", "--allowed-network", "2001:db8::/32"],
+    "0",
+  );
+  assert.equal(config.gossipLabel, "blue");
+  assert.equal(config.gossipVerify, "outgoing");
+  assert.deepEqual(config.allowedNetworks.map(formatCidr), ["192.0.2.0/24", "2001:db8::/32"]);
+  const plain = loadConfig(["--advertise-addr", "192.0.2.1"], "0");
+  assert.deepEqual([plain.gossipLabel, plain.gossipVerify, plain.allowedNetworks], ["", "both", []]);
 });
 
 test("a flag wins over the file", () => {
@@ -40,6 +54,9 @@ test("a value that makes no sense is one line with key and value", () => {
     ['profile = "fast"\n', /profile "fast"/],
     ['bind-addr = "nowhere"\n', /bind-addr 'nowhere'/],
     ['advertise-addr = "0.0.0.0"\n', /others cannot reach/],
+    ['allowed-network = "10.0.0.0"\n', /allowed-network '10\.0\.0\.0'/],
+    ['gossip-verify = "incoming"\n', /gossip-verify "incoming"/],
+    [`gossip-label = "${"x".repeat(256)}"\n`, /at most 255 bytes/],
     ['advertise-addr = "no-such-interface"\n', /no such address or interface/],
     ["name = [\n", /Invalid TOML/],
   ] as const) {

@@ -15,6 +15,8 @@ export interface WholeNodesOptions extends Partial<NetworkConditions> {
   readonly seed: number;
   readonly nodes: number;
   readonly sealing?: Sealing;
+  /** Another per host and life. */
+  readonly sealingOf?: (host: number, life: number) => Sealing;
   readonly config?: SwimConfig;
 }
 
@@ -55,7 +57,7 @@ class WholeNode implements SimNode {
         },
         address: { socket, bytes: ipToBytes(socket.ip) },
         compat: "docker",
-        sealing: options.sealing ?? UNSEALED,
+        sealing: options.sealingOf?.(host, life) ?? options.sealing ?? UNSEALED,
         swim: options.config ?? LAN,
         state: {},
         random,

@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import { ipToBytes, parseCidr, parseIp } from "../../src/base/ip.ts";
 import { instant } from "../../src/base/time.ts";
 import { LAN } from "../../src/swim/config.ts";
 import { versionConflict } from "../../src/swim/push-pull.ts";
@@ -226,3 +227,16 @@ test("a user message goes to one member, alone in its packet", () => {
 function streamOf({ stream }: { readonly stream: number }): number {
   return stream;
 }
+
+test("where networks are given, who is or speaks from outside them is not admitted, by gossip or exchange", () => {
+  const node = new LoneNode({ allowedNetworks: [parseCidr("10.0.0.0/29"), parseCidr("2001:db8::/32")] });
+  const names = (): string[] => [...node.swim.members()].map(({ name }) => name).sort();
+  node.hear(1, aliveOf(2));
+  node.hear(1, aliveOf(9), aliveOf(3, 1, { addr: ipToBytes(parseIp("2001:db8::3")) }));
+  node.hear(9, aliveOf(4));
+  assert.deepEqual(names(), ["n0", "n2", "n3"]);
+  const nodes = [nodeOf(5), nodeOf(9)];
+  node.feed({ type: "push-pull-request", stream: 1, from: addressOf(9), join: false, nodes });
+  assert.deepEqual(names(), ["n0", "n2", "n3", "n5"], "what an exchange lists may come from anywhere");
+  assert.equal(node.swim.counters["claims.refused"], 3);
+});
