@@ -6,6 +6,7 @@ import { type IpAddr, tryParseIp } from "../base/ip.ts";
 import { probeFeatures, type FeatureName } from "../kernel/features.ts";
 import { probeUnderlay, type UnderlayReach } from "../kernel/icmp-probe.ts";
 import { Netns } from "../kernel/netns.ts";
+import { checksumOffloads } from "../kernel/offloads.ts";
 import { NEIGHBOR_LIMITS } from "../kernel/overlay-dataplane.ts";
 import type { Underlay } from "../kernel/underlay.ts";
 import { overlayMtu } from "../overlay/desired.ts";
@@ -54,6 +55,7 @@ const reportSchema = z.object({
     .max(MAX_LINES)
     .default([]),
   underlayDevice: z.string().max(64).default(""),
+  checksumOffloads: lines.default([]),
   strangers: lines.default([]),
   rejectedRows: lines.default([]),
   forwardingOff: z.boolean(),
@@ -156,6 +158,7 @@ export class Doctor {
       repairOff: !agent.repair,
       badChecksums: this.#parts.checksums.recent().slice(0, MAX_LINES),
       underlayDevice: this.#parts.underlay().ifname,
+      checksumOffloads: checksumOffloads(this.#parts.underlay().ifname),
       problems: problems.slice(0, MAX_LINES),
       heldPorts: mesh.heldPorts.slice(0, MAX_LINES),
       duplicates: this.#duplicates().slice(0, MAX_LINES),

@@ -23,6 +23,8 @@ export interface NodeReport {
   readonly badChecksums: readonly BadChecksums[];
   /** The device that carries its data-path address; empty when none does. */
   readonly underlayDevice: string;
+  /** What that device leaves to its card of checksums, as `ethtool -k` names it. */
+  readonly checksumOffloads: readonly string[];
   /** What the reconcilers fail at just now. */
   readonly problems: readonly { readonly subject: string; readonly text: string }[];
   /** Published ports that a process there holds. */
@@ -102,11 +104,17 @@ export function eachNode(
   findings: Findings,
   name: string,
   fine: string,
-  faults: (report: NodeReport) => readonly { readonly text: string; readonly cure: string }[],
+  faults: (report: NodeReport, node: string) => readonly { readonly text: string; readonly cure: string }[],
 ): Check[] {
   const reports = allReports(findings);
   const bad = reports.flatMap(({ node, report }): Check[] =>
-    faults(report).map(({ text, cure }) => ({ name, subject: node, status: "failed", detail: text, cure })),
+    faults(report, node).map(({ text, cure }) => ({
+      name,
+      subject: node,
+      status: "failed",
+      detail: text,
+      cure,
+    })),
   );
   return bad.length > 0 ? bad : [{ name, subject: nodesText(reports.length), status: "ok", detail: fine }];
 }
@@ -124,8 +132,20 @@ export function allReports({
   ];
 }
 
-export function checksumCure({ underlayDevice }: NodeReport): string {
-  return `a network card offloads checksums of VXLAN wrongly: ethtool -K ${underlayDevice || "DEVICE"} tx off on the hosts that send, rx off here`;
+/** On whose side the card may be that miscalculates: who sends to `node` and leaves checksums to it. */
+export function checksumCure(findings: Findings, node: string): string {
+  const senders = allReports(findings).filter(
+    ({ node: other, report }) =>
+      other !== node && report.checksumOffloads.some((name) => name.startsWith("tx-")),
+  );
+  const commands = senders.slice(0, 3).map(({ node: sender, report }) => {
+    const on = report.checksumOffloads.filter((name) => name.startsWith("tx-")).join(" and ");
+    return `ethtool -K ${report.underlayDevice || "DEVICE"} tx off on ${sender}, where ${on} is on`;
+  });
+  if (senders.length > 3) commands.push(`and on ${senders.length - 3} more`);
+  return commands.length > 0
+    ? `a network card that sends miscalculates them: ${commands.join(", ")}`
+    : "no card that sends is left to calculate them: look at what is between, and at ethtool -K rx off here";
 }
 
 export function nodesText(count: number): string {

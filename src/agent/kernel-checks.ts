@@ -46,12 +46,12 @@ export function checkKernels(findings: Findings): Check[] {
           ]
         : [],
     ),
-    ...eachNode(findings, "checksums", "packets arrive with the checksums they should have", (report) =>
+    ...eachNode(findings, "checksums", "packets arrive with the checksums they should have", (report, node) =>
       report.badChecksums
         .filter(({ packets }) => packets >= BAD_CHECKSUMS)
         .map(({ place, packets }) => ({
           text: `${packets} packets with a wrong UDP or TCP checksum came in the last ten minutes (${place})`,
-          cure: checksumCure(report),
+          cure: checksumCure(findings, node),
         })),
     ),
     ...checkFirewall(findings),

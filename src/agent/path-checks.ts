@@ -129,17 +129,21 @@ function blameRule(
 }
 
 /** Where the deaf side drops packets for their checksum, no firewall is to be looked for. */
-function blameChecksums({ self }: Findings, { answer, dataPathDetail }: PeerFinding): string | undefined {
-  const theirs = answer !== undefined && "report" in answer ? [answer.report] : [];
+function blameChecksums(
+  findings: Findings,
+  { name, answer, dataPathDetail }: PeerFinding,
+): string | undefined {
+  const self = { node: findings.node, report: findings.self };
+  const theirs = answer !== undefined && "report" in answer ? [{ node: name, report: answer.report }] : [];
   const deaf = dataPathDetail.includes("they do not hear")
     ? theirs
     : dataPathDetail.includes("we do not hear")
       ? [self]
       : [self, ...theirs];
-  const found = deaf.find(({ badChecksums }) =>
-    badChecksums.some(({ place, packets }) => place === "host" && packets >= BAD_CHECKSUMS),
+  const found = deaf.find(({ report }) =>
+    report.badChecksums.some(({ place, packets }) => place === "host" && packets >= BAD_CHECKSUMS),
   );
-  return found && `packets come with wrong checksums: ${checksumCure(found)}`;
+  return found && `packets come with wrong checksums: ${checksumCure(findings, found.node)}`;
 }
 
 function checkDataPath(peer: PeerFinding, findings: Findings): Check[] {

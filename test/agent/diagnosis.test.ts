@@ -11,6 +11,7 @@ const WELL: NodeReport = {
   repairOff: false,
   badChecksums: [],
   underlayDevice: "eth0",
+  checksumOffloads: ["tx-checksum-ip-generic", "rx-checksum"],
   problems: [],
   heldPorts: [],
   duplicates: [],
@@ -239,9 +240,17 @@ test("where the side that is deaf drops packets for their checksum, that is the 
     diagnose(findings({ peers: [blocked], ...change })).checks.find(({ name }) => name === "data-path")
       ?.cure ?? "";
   assert.match(cureOf({}), /^let UDP port 4789 through towards node1/);
+  const self = { ...WELL, badChecksums };
   assert.match(
-    cureOf({ self: { ...WELL, badChecksums } }),
-    /^packets come with wrong checksums: .* -K eth0 tx off/,
+    cureOf({ self }),
+    /^packets come with wrong checksums: .* -K eth0 tx off on node2, where tx-checksum-ip-generic is on$/,
+  );
+  // Nobody who sends leaves them to a card.
+  const report = { ...WELL, checksumOffloads: ["rx-checksum"] };
+  const answer = { report, sentMs: 999_990, receivedMs: 1_000_010 };
+  assert.match(
+    cureOf({ self, peers: [{ ...blocked, answer }] }),
+    /: no card that sends is left to calculate them: /,
   );
 });
 

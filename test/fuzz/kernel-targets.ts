@@ -2,6 +2,7 @@ import { ByteWriter, concatBytes, fromHex } from "../../src/base/bytes.ts";
 import { DecodeError } from "../../src/base/error.ts";
 import { parseIp } from "../../src/base/ip.ts";
 import { decodeAddress } from "../../src/wire/netlink/address.ts";
+import { decodeActiveFeatures, decodeFamilyId } from "../../src/wire/netlink/ethtool.ts";
 import { decodeLink } from "../../src/wire/netlink/link.ts";
 import { decodeAck, decodeMessages, NetlinkBatch, NLM_F, NLMSG } from "../../src/wire/netlink/message.ts";
 import { decodeNamespaceId } from "../../src/wire/netlink/namespace-id.ts";
@@ -55,6 +56,15 @@ export const KERNEL_TARGETS: readonly FuzzTarget[] = [
       ),
   }),
   fuzzTarget({ name: "netlink link", corpus: payloads("link"), decode: decodeLink }),
+  fuzzTarget({
+    name: "generic netlink",
+    // The number of a family; one feature by its name in the list of those that are on.
+    corpus: [
+      fromHex("01020000" + "0600010015000000"),
+      fromHex("0b010000" + "18000480" + "14000380" + "10000180" + "0c00020072782d676f6f6400"),
+    ],
+    decode: (input) => (input[0] === 1 ? decodeFamilyId(input) : decodeActiveFeatures(input)),
+  }),
   fuzzTarget({ name: "netlink address", corpus: payloads("address"), decode: decodeAddress }),
   fuzzTarget({ name: "netlink route", corpus: payloads("route"), decode: decodeRoute }),
   fuzzTarget({

@@ -13,6 +13,7 @@ import { probeFeatures } from "../../src/kernel/features.ts";
 import { createLink, findLink, listLinks, setLink } from "../../src/kernel/links.ts";
 import { NetlinkSocket } from "../../src/kernel/netlink-socket.ts";
 import { Netns } from "../../src/kernel/netns.ts";
+import { checksumOffloads } from "../../src/kernel/offloads.ts";
 import { overlayMtuTowards, underlayOf } from "../../src/kernel/underlay.ts";
 import { NetlinkBatch, NLM_F } from "../../src/wire/netlink/message.ts";
 import { encodeNeighbor, encodeNeighborQuery, decodeNeighbor, NUD } from "../../src/wire/netlink/neighbor.ts";
@@ -20,6 +21,24 @@ import { decodeRoute, encodeRoute, encodeRouteQuery, RTN } from "../../src/wire/
 import { decodeRule, encodeRule, encodeRuleQuery } from "../../src/wire/netlink/rule.ts";
 import { RTM, RTNLGRP } from "../../src/wire/netlink/rtnetlink.ts";
 import { KernelLab, run } from "./lab.ts";
+
+test("what a device leaves to its card reads as ethtool(8) shows it", () => {
+  using lab = new KernelLab();
+  const { name, path } = lab.namespace("a");
+  using netns = Netns.open(path);
+  run("ip", "-n", name, "link", "add", "v0", "type", "veth", "peer", "name", "v1");
+  const shown = (): string[] =>
+    run("ip", "netns", "exec", name, "ethtool", "-k", "v0")
+      .split("\n")
+      .flatMap((line) => /^\s*(rx-checksum\w*|tx-checksum-\S+): on/.exec(line)?.[1] ?? [])
+      .map((feature) => feature.replace("rx-checksumming", "rx-checksum"));
+  const read = (): string[] => checksumOffloads("v0", netns);
+  assert.ok(read().includes("tx-checksum-ip-generic"));
+  assert.deepEqual(read().sort(), shown().sort());
+  run("ip", "netns", "exec", name, "ethtool", "-K", "v0", "tx", "off");
+  assert.deepEqual(read(), ["rx-checksum"]);
+  assert.deepEqual(checksumOffloads("v9", netns), []);
+});
 
 test("links and addresses read as ip(8) shows them", () => {
   using lab = new KernelLab();

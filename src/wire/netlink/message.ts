@@ -22,6 +22,7 @@ export const NETLINK_PROTOCOL = {
   route: Protocol.ROUTE,
   netfilter: Protocol.NETFILTER,
   xfrm: Protocol.XFRM,
+  generic: Protocol.GENERIC,
 } as const;
 export type NetlinkProtocol = keyof typeof NETLINK_PROTOCOL;
 
