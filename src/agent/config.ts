@@ -110,8 +110,8 @@ Example:
   netagent --advertise-addr eth0
   netagent --join 192.168.1.104 --gossip-key "$(cat key)"
   netagent --config /etc/netagent/netagent.toml
-  netagent cleanup    removes what a stopped agent left in this host's kernel; takes
-                      --data-dir, --run-dir and --config as above`;
+  netagent cleanup    removes what a stopped agent left in this host's kernel;
+                      takes --data-dir, --run-dir and --config as above`;
 
 /**
  * Parses the command line and the file it names.

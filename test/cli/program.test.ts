@@ -24,7 +24,7 @@ test("what may be about any command knows all commands", async () => {
   assert.ok((await buildProgram(["attach"])).commands.length < all);
 });
 
-test("every command that does something shows an example in its help", async () => {
+test("every command that does something shows an example in its help, within 80 columns", async () => {
   const visit = (command: Awaited<ReturnType<typeof buildProgram>>, path: string): void => {
     for (const child of command.commands) visit(child, `${path} ${child.name()}`);
     if (command.commands.length > 0) return;
@@ -32,6 +32,7 @@ test("every command that does something shows an example in its help", async () 
     command.configureOutput({ writeOut: (part) => (text += part) });
     command.outputHelp();
     assert.match(text, /\nExample:\n[^]*  netctl \w/, path);
+    for (const line of text.split("\n")) assert.ok(line.length <= 80, `${path}: ${line}`);
   };
   visit(await buildProgram([]), "netctl");
 });

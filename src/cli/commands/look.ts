@@ -53,7 +53,7 @@ export function addLookCommands(program: Command): void {
     .argument("[mode]", "on or off; off: it is told (doctor, peers, trace, events) and left alone")
     .addHelpText(
       "after",
-      "\nExample:\n  netctl repair off    look at a fault while it stands; a restart of the agent forgets it\n  netctl repair on",
+      "\nExample:\n  netctl repair off\n  netctl repair on\n\nOff lasts until it is switched on, or until the agent is restarted.",
     )
     .action(async (mode: string | undefined, _options, command: Command) => {
       const context = contextOf(command);

@@ -46,7 +46,7 @@ export function addTraceCommands(program: Command): void {
     .option("--limit-mb <megabytes>", `what -w writes ends here (default ${DEFAULT_LIMIT_MB})`, parseInteger)
     .addHelpText(
       "after",
-      "\nFrames between two endpoints of the same node do not cross the overlay and are not seen.\n\nExample:\n  netctl capture dockercoins --filter 'tcp port 6379'\n  netctl capture dockercoins -w dockercoins.pcap --count 1000\n  netctl capture dockercoins --node node2 --count 20",
+      "\nFrames between two endpoints of the same node do not cross the overlay and are\nnot seen.\n\nExample:\n  netctl capture dockercoins --filter 'tcp port 6379'\n  netctl capture dockercoins -w dockercoins.pcap --count 1000\n  netctl capture dockercoins --node node2 --count 20",
     )
     .action(
       async (
