@@ -60,15 +60,6 @@ export function hostSkeleton(node: NodeFacts): Skeleton | undefined {
   const chains: Chain[] = [
     ...[REFUSE_RULES, ...BY_PORT.chains, ...BY_ADDRESS.chains],
     ...publishedChains(ingress.interface, ingress.ip, ingress.subnet),
-    {
-      name: "raw_prerouting",
-      hook: "type filter hook prerouting priority raw",
-      rules: [
-        // route_localnet lets 127.0.0.1 use the leg, so nobody on the other side of it may (CVE-2020-8558).
-        `iifname "${ingress.interface}" ip daddr 127.0.0.0/8 drop`,
-        ...answerRules(ingress.interface),
-      ],
-    },
   ];
   // What the ports lead to comes before the ports: a large load is several transactions.
   const sets = [...SLOTS, ...ADDRESS_SLOTS, MASKED, OVERLAY_RANGES, PORTS, ADDRESS_PORTS];
@@ -76,16 +67,29 @@ export function hostSkeleton(node: NodeFacts): Skeleton | undefined {
 }
 
 /**
- * What backends answer to SYNs, seen before any translation. A reset with sequence number 0 is a refusal: that of an
- * established connection continues its numbers (RFC 9293 §3.10.7.1).
+ * What becomes of SYNs, seen while both ways still show the backend's own address: behind the translation of the
+ * destination, before that of the source. A second SYN is one of a connection that is confirmed by the first, and still
+ * one-sided; a local client's is known by its destination, for a packet translated on the way out still has the interface it
+ * was routed to before. A reset with sequence number 0 is a refusal: that of an established connection continues its numbers (RFC 9293
+ * §3.10.7.1).
  */
-function answerRules(leg: string): string[] {
+function handshakeChain(leg: string, subnet: string): Chain {
   const backend = "ip saddr . meta l4proto . th sport";
-  return [
-    `iifname "${leg}" tcp flags & (syn | ack) == syn | ack delete @failing { ${backend} }`,
-    `iifname "${leg}" tcp flags & (rst | ack) == rst | ack tcp sequence 0 update @failing { ${backend} }`,
-  ];
+  return {
+    name: "handshake",
+    rules: [
+      `tcp flags & (fin | syn | rst | ack) == syn ip daddr ${subnet} ct status & (seen-reply | confirmed | dnat) == (confirmed | dnat) update @failing { ip daddr . meta l4proto . th dport }`,
+      `tcp flags & (syn | ack) == syn | ack iifname "${leg}" delete @failing { ${backend} }`,
+      `tcp flags & (rst | ack) == rst | ack tcp sequence 0 iifname "${leg}" update @failing { ${backend} }`,
+    ],
+  };
 }
+
+/**
+ * Every packet of every connection passes through the filters, and comparing an interface's name is what costs most in a
+ * rule: so they ask first what most packets are not (one of a handshake) and then what most are (established).
+ */
+const HANDSHAKE = "tcp flags & (syn | rst) != 0 jump handshake";
 
 function publishedChains(leg: string, own: string, subnet: Cidr): Chain[] {
   const ingressSubnet = formatCidr(subnetOf(subnet));
@@ -125,14 +129,9 @@ function publishedChains(leg: string, own: string, subnet: Cidr): Chain[] {
       hook: "type nat hook postrouting priority srcnat",
       rules: [`oifname "${leg}" ct status dnat jump source`],
     },
-    // The second SYN of a connection without an answer to the first: confirmed by then, and still one-sided.
-    {
-      name: "repeated",
-      hook: "type filter hook postrouting priority srcnat",
-      rules: [
-        `oifname "${leg}" tcp flags & (fin | syn | rst | ack) == syn ct status & (seen-reply | confirmed | dnat) == (confirmed | dnat) update @failing { ip daddr . meta l4proto . th dport }`,
-      ],
-    },
+    handshakeChain(leg, ingressSubnet),
+    // Clients on the node itself.
+    { name: "local", hook: "type filter hook output priority filter", rules: [HANDSHAKE] },
     /*
      * Our flows pass and nothing else enters or leaves through the leg: the host forwards now, and the ingress
      * network must not become a road for whoever routes to it. An accept ends only our own chain. A drop in
@@ -143,8 +142,9 @@ function publishedChains(leg: string, own: string, subnet: Cidr): Chain[] {
       name: "forward",
       hook: "type filter hook forward priority filter",
       rules: [
+        HANDSHAKE,
+        "ct state established,related ct status dnat accept",
         `oifname "${leg}" ct status dnat accept`,
-        `iifname "${leg}" ct state established,related accept`,
         `oifname "${leg}" counter drop`,
         `iifname "${leg}" counter drop`,
       ],
@@ -154,7 +154,10 @@ function publishedChains(leg: string, own: string, subnet: Cidr): Chain[] {
       name: "input",
       hook: "type filter hook input priority filter",
       rules: [
-        `iifname "${leg}" ct state established,related accept`,
+        HANDSHAKE,
+        "ct state established,related accept",
+        // route_localnet lets 127.0.0.1 use the leg, so nobody on the other side of it may (CVE-2020-8558).
+        `ip daddr 127.0.0.0/8 iifname "${leg}" drop`,
         `iifname "${leg}" meta l4proto { tcp, udp, sctp, dccp } counter drop`,
       ],
     },

@@ -2,7 +2,7 @@
  * The table inside an endpoint's namespace: VIPs out, and, on a leg in the ingress network, published ports
  * in and replies back through the node they came from.
  */
-import { formatCidr, subnetOf } from "../base/ip.ts";
+import { type Cidr, formatCidr, ipv4ToNumber, subnetOf, subnetSize } from "../base/ip.ts";
 import type { IngressLeg, Sandbox } from "./input.ts";
 import { pickChains, REFUSE_RULES, slotMaps, slotMapTexts } from "./pick-chains.ts";
 import { buildSkeleton, type Chain, type SetDefinition, type Skeleton } from "./ruleset.ts";
@@ -55,7 +55,7 @@ export function sandboxSkeleton(
   if (sandbox.ingress !== undefined && ingress !== undefined) {
     declarations.push(...INGRESS_DECLARATIONS);
     sets.push(ENTRY_MARKS, ENTRY_ZONES, TARGETS);
-    chains.push(...ingressChains(sandbox.ingress.interface, formatCidr(subnetOf(ingress.subnet))));
+    chains.push(...ingressChains(sandbox.ingress.interface, subnetOf(ingress.subnet)));
     const { defaultSource } = sandbox;
     if (defaultSource !== undefined && defaultSource !== sandbox.ingress.ip) {
       /*
@@ -78,7 +78,10 @@ export function sandboxSkeleton(
   return buildSkeleton(declarations, sets, chains);
 }
 
-function ingressChains(leg: string, subnet: string): Chain[] {
+function ingressChains(leg: string, range: Cidr): Chain[] {
+  const subnet = formatCidr(range);
+  // An entry node's mark is its address, and no other mark is in this range.
+  const marks = { first: ipv4ToNumber(range.ip), mask: 2 ** 32 - subnetSize(range) };
   return [
     /*
      * Which entry node a packet came from is known by the frame's source MAC. Clients inside the ingress subnet are
@@ -88,11 +91,14 @@ function ingressChains(leg: string, subnet: string): Chain[] {
      * the two connections would be one: the second's SYN would meet the first's socket, or its TIME-WAIT. So the flows
      * of each entry node are a zone of their own; what is sent back has none, where conntrack sees the clash and gives
      * the later one another source port (the null binding of the nat chain `arrive`).
+     *
+     * An entry node's address in the ingress network is nobody's in another one, and so is its MAC: no need to ask every
+     * packet for the interface's name.
      */
     {
       name: "entry_zone",
       hook: "type filter hook prerouting priority raw",
-      rules: [`iifname "${leg}" ip saddr != ${subnet} ct original zone set ether saddr map @entry_zones`],
+      rules: [`ip saddr != ${subnet} ct original zone set ether saddr map @entry_zones`],
     },
     { name: "arrive", hook: "type nat hook input priority 100", rules: [] },
     /*
@@ -103,23 +109,23 @@ function ingressChains(leg: string, subnet: string): Chain[] {
       name: "entry",
       hook: "type filter hook prerouting priority mangle",
       rules: [
-        `iifname "${leg}" ip saddr != ${subnet} ct state new ct mark set ether saddr map @entry_marks`,
-        `iifname "${leg}" ct mark != 0 meta mark set ct mark`,
+        `ct state new iifname "${leg}" ip saddr != ${subnet} ct mark set ether saddr map @entry_marks`,
+        `ct direction original ct mark & ${marks.mask} == ${marks.first} meta mark set ct mark`,
       ],
     },
     // Its replies go back the way the request came: a changed mark makes a route chain look the route up again.
     {
       name: "reply",
       hook: "type route hook output priority mangle",
-      rules: ["ct direction reply ct mark != 0 meta mark set ct mark"],
+      rules: [`ct direction reply ct mark & ${marks.mask} == ${marks.first} meta mark set ct mark`],
     },
     // Nothing but published ports is reachable over the ingress network.
     {
       name: "input",
       hook: "type filter hook input priority filter",
       rules: [
+        "ct state established,related accept",
         `iifname "${leg}" meta l4proto . th dport @targets accept`,
-        `iifname "${leg}" ct state established,related accept`,
         `iifname "${leg}" meta l4proto { tcp, udp, sctp, dccp } counter drop`,
       ],
     },
@@ -129,7 +135,7 @@ function ingressChains(leg: string, subnet: string): Chain[] {
       // The fallback route of the return path is for replies; others hear at once that there is no way out. A socket
       // with a mark replies, too, when conntrack has forgotten its connection.
       rules: [
-        `oifname "${leg}" meta mark 0 ct direction original ip daddr != ${subnet} reject with icmp type net-unreachable`,
+        `meta mark 0 ct direction original oifname "${leg}" ip daddr != ${subnet} reject with icmp type net-unreachable`,
       ],
     },
   ];
