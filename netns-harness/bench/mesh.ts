@@ -1,5 +1,5 @@
 /**
- * Published ports: a client, an entry node and a backend in namespaces, with the rules the agent would make. Ours with
+ * Published ports: a client, an entry node and a backend behind VXLAN in namespaces, with the rules the agent would make. Ours with
  * the client's address kept, with source NAT, and without a conntrack zone per entry node, beside the plain way through
  * the entry node (routed, nobody's rule), a chain of iptables rules as kube-proxy's, and HAProxy in TCP mode. Then what
  * many services cost.
@@ -14,7 +14,10 @@ import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { Netns } from "../../src/kernel/netns.ts";
+import { macFromIpv4 } from "../../src/base/mac.ts";
+import { NftTableKeeper } from "../../src/kernel/nft.ts";
 import { TABLE } from "../../src/mesh/ruleset.ts";
+import { VXLAN_TABLE, vxlanFilter } from "../../src/mesh/vxlan-filter.ts";
 import { makeService, MeshLab, runIn, type LabBackend } from "../../test/mesh/lab.ts";
 import { runCommand, mustSucceed } from "../command.ts";
 import { DIST } from "../place.ts";
@@ -93,6 +96,7 @@ async function trafficFigures(
 ): Promise<Figure[]> {
   await using lab = new MeshLab();
   const backend = lab.backend();
+  await tunnel(lab, backend);
   routeDirectly(lab, backend);
   for (const variant of VARIANTS) {
     await start(backend.netns, children, netbench, "tcp-serve", String(backPort("connections", variant)));
@@ -149,6 +153,49 @@ async function trafficFigures(
     ...measurement,
     samples: samples.get(name as Name) ?? {},
   }));
+}
+
+const INGRESS_VNI = 4096;
+
+/** The way from the entry node to the backend becomes an overlay as ours is laid out, the backend being on node 2. */
+export async function tunnel(lab: MeshLab, backend: LabBackend): Promise<void> {
+  const { node1, node2 } = lab;
+  const backendMac = macFromIpv4(backend.ingressIp);
+  const ends = [
+    [node1, node1.netns, "na-ingress", node1.entry, { ip: backend.ingressIp, mac: backendMac }, node2],
+    [node2, backend.netns, "eth1", { ip: backend.ingressIp, mac: backendMac }, node1.entry, node1],
+  ] as const;
+  for (const [node, inside, leg, own, peer, other] of ends) {
+    const outside = lab.namespace(`ov${node.address.split(".").at(-1)}`);
+    const [of, into] = [inside, outside].map(({ path }) => path.slice(path.lastIndexOf("/") + 1));
+    lab.ip(inside, `link delete ${leg}`);
+    // Made in the host's namespace, so that its socket is the host's.
+    lab.ip(
+      node.netns,
+      `link add name vxlan0 type vxlan id ${INGRESS_VNI} local ${node.address} dstport 4789 nolearning proxy udpcsum`,
+      `link set vxlan0 netns ${into}`,
+    );
+    lab.ip(
+      outside,
+      "link set vxlan0 mtu 1450 up",
+      `link add link vxlan0 name leg address ${own.mac} mtu 1450 type macvlan mode bridge`,
+      `link set leg name ${leg} netns ${of}`,
+    );
+    runIn(outside, "bridge", [
+      ...["fdb", "append", peer.mac, "dev", "vxlan0"],
+      ...["dst", other.address, "self", "permanent"],
+    ]);
+    lab.ip(
+      inside,
+      `address add ${own.ip}/24 dev ${leg}`,
+      `link set ${leg} up`,
+      `neighbor replace ${peer.ip} lladdr ${peer.mac} nud permanent dev ${leg}`,
+    );
+    // The overlay's own table: its packets are not tracked.
+    const keeper = new NftTableKeeper(node.netns, VXLAN_TABLE);
+    lab.onClose(() => keeper.close());
+    await keeper.reconcile(vxlanFilter(4789, [node1.address, node2.address]));
+  }
 }
 
 /** Without anybody's rule packets are routed by the entry node, and the answers back through it. */

@@ -55,6 +55,11 @@ export class MeshLab implements AsyncDisposable {
     }
   }
 
+  /** One more namespace, removed with the lab. */
+  namespace(name: string): Netns {
+    return this.#netns(name);
+  }
+
   #netns(name: string): Netns {
     const path = `/run/netns/${this.#prefix}-${name}`;
     const netns = Netns.create(path);
