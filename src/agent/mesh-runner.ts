@@ -62,7 +62,6 @@ export class MeshRunner implements Dependent {
   #closed = false;
   /** Undefined until the first round: what flows a former life left nobody has told us. */
   #flows: readonly FlowGroup[] | undefined;
-  #unanswered: FailingPort[] = [];
   #ports: readonly (readonly ServedPort[])[] = [];
   #legReadySince: number | undefined;
   #portProblem = "";
@@ -309,16 +308,12 @@ export class MeshRunner implements Dependent {
       );
     }
     this.#flows = flows;
-    if (this.#unanswered.length === 0) return;
-    this.#namespace(HOST)?.conntrack.purgeUnanswered(this.#unanswered);
-    this.#unanswered = [];
   }
 
   /** What this node alone has seen: nothing is published, and what is left when all fail is used all the same. */
   #fail(ports: readonly FailingPort[], added: readonly FailingPort[]): void {
     for (const port of added)
       this.#agent.event("backend-failing", nameOf(port), "does not take connections; others are preferred");
-    this.#unanswered.push(...added);
     if (this.#index.setFailing(ports)) this.#schedule();
   }
 

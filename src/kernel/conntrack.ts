@@ -1,4 +1,5 @@
 /** Deletes what connection tracking remembers of backends that are gone. In process: no `conntrack` program. */
+import type { IpAddr } from "../base/ip.ts";
 import type { FlowPurge } from "../mesh/flows.ts";
 import { PROTOCOL_NUMBERS } from "../mesh/service-blocks.ts";
 import { NetlinkBatch } from "../wire/netlink/message.ts";
@@ -14,6 +15,8 @@ import {
 import { NetlinkSocket, refusal } from "./netlink-socket.ts";
 import type { Netns } from "./netns.ts";
 
+/** Backends that are asked for one by one: each time the kernel walks its whole table. For more it gives all of it, once. */
+const QUERIES_MAX = 8;
 /** Deletions per netlink datagram. */
 const BATCH = 1024;
 
@@ -47,20 +50,9 @@ export class Conntrack implements Disposable {
    */
   purge(purges: readonly FlowPurge[]): number {
     let deleted = 0;
-    for (const purge of purges)
-      deleted += this.delete(this.#translatedTo(purge).filter((entry) => entry.destinationTranslated));
-    return deleted;
-  }
-
-  /**
-   * Deletes the translated flows to these backends that nobody has answered yet: the client's next SYN then finds
-   * another one. Returns how many were deleted. @throws NetError
-   */
-  purgeUnanswered(purges: readonly FlowPurge[]): number {
-    let deleted = 0;
-    for (const purge of purges) {
-      const entries = this.#translatedTo(purge);
-      deleted += this.delete(entries.filter((entry) => entry.destinationTranslated && !entry.answered));
+    for (const protocol of ["tcp", "udp"] as const) {
+      const own = purges.filter((purge) => purge.protocol === protocol);
+      deleted += this.delete(this.#translatedTo(protocol, own));
     }
     return deleted;
   }
@@ -80,12 +72,28 @@ export class Conntrack implements Disposable {
     return this.delete(strays);
   }
 
-  #translatedTo({ protocol, ip, port }: FlowPurge): ConntrackEntry[] {
-    return this.list({
-      protocol: PROTOCOL_NUMBERS[protocol],
-      replySource: ip,
-      ...(port === undefined ? {} : { replySourcePort: port }),
-    });
+  #translatedTo(protocol: FlowPurge["protocol"], purges: readonly FlowPurge[]): ConntrackEntry[] {
+    const byAddress = new Map<IpAddr, FlowPurge[]>();
+    for (const purge of purges) {
+      const list = byAddress.get(purge.ip);
+      if (list === undefined) byAddress.set(purge.ip, [purge]);
+      else list.push(purge);
+    }
+    const number = PROTOCOL_NUMBERS[protocol];
+    const entries =
+      byAddress.size > QUERIES_MAX
+        ? this.list({ protocol: number })
+        : [...byAddress.keys()].flatMap((ip) => this.list({ protocol: number, replySource: ip }));
+    return entries.filter(
+      ({ destinationTranslated, answered, reply }) =>
+        destinationTranslated &&
+        byAddress
+          .get(reply.source)
+          ?.some(
+            ({ port, unanswered }) =>
+              (port === undefined || port === reply.sourcePort) && !(unanswered === true && answered),
+          ),
+    );
   }
 
   /** Entries that are gone already are not an error. Returns how many there were. @throws NetError */

@@ -3,15 +3,20 @@ import type { NetworkId } from "../base/id.ts";
 import type { IpAddr } from "../base/ip.ts";
 import type { MeshProtocol, Sandbox } from "./input.ts";
 
+interface Doubtable {
+  /** Its backend or the backend's node does not answer, as it seems. */
+  readonly doubted: boolean;
+}
+
 /** Translated flows of the host's table go to this address and port. */
-export interface HostFlow {
+export interface HostFlow extends Doubtable {
   readonly protocol: MeshProtocol;
   readonly ip: IpAddr;
   readonly port: number;
 }
 
 /** Translated flows of a sandbox's table go to this address, whatever the port. */
-export interface VipFlow {
+export interface VipFlow extends Doubtable {
   readonly protocol: MeshProtocol;
   readonly network: NetworkId;
   readonly ip: IpAddr;
@@ -29,14 +34,17 @@ export interface FlowPurge {
   readonly protocol: MeshProtocol;
   readonly ip: IpAddr;
   readonly port?: number;
+  /** Only those that nobody has answered yet. */
+  readonly unanswered?: true;
 }
 
 /**
  * Flows to purge, by namespace (`host` or a sandbox), after the ruleset of `after` is in place. UDP flows then go to
  * another backend with their next datagram. A TCP connection's next segment does, too, and is reset at once, where it
  * would otherwise be sent to nobody until its owner gives up; so a backend counts as gone only when its row is, after
- * the drain, and not when its node is held for dead (`service-blocks.ts`). Both lists ascend by id; a group that is
- * the same object in both is skipped.
+ * the drain, and not when its node is held for dead (`service-blocks.ts`). A backend that is newly doubted loses the flows
+ * that nobody has answered yet: a client's next SYN finds another one, where otherwise it would go on asking this one for
+ * two minutes. Both lists ascend by id; a group that is the same object in both is skipped.
  */
 export function planPurges(
   before: readonly FlowGroup[],
@@ -52,19 +60,31 @@ export function planPurges(
     const same = current?.id === old.id ? current : undefined;
     const { host = [], vip = [] } = same ?? {};
     for (const flow of old.host) {
-      if (host.some((other) => sameFlow(flow, other))) continue;
-      add(purges, "host", { protocol: flow.protocol, ip: flow.ip, port: flow.port });
-    }
-    for (const { protocol, network, ip } of old.vip) {
-      const kept = vip.some(
-        (other) => other.protocol === protocol && other.network === network && other.ip === ip,
+      const { protocol, ip, port } = flow;
+      const which = purgeOf(
+        flow,
+        host.find((other) => sameFlow(flow, other)),
       );
-      if (kept) continue;
+      if (which !== undefined) add(purges, "host", { protocol, ip, port, ...which });
+    }
+    for (const flow of old.vip) {
+      const { protocol, network, ip } = flow;
+      const which = purgeOf(
+        flow,
+        vip.find((other) => other.protocol === protocol && other.network === network && other.ip === ip),
+      );
+      if (which === undefined) continue;
       for (const { namespace, legs } of sandboxes)
-        if (legs.some((leg) => leg.network === network)) add(purges, namespace, { protocol, ip });
+        if (legs.some((leg) => leg.network === network)) add(purges, namespace, { protocol, ip, ...which });
     }
   }
   return purges;
+}
+
+/** Undefined: nothing is purged. */
+function purgeOf(before: Doubtable, after: Doubtable | undefined): Pick<FlowPurge, "unanswered"> | undefined {
+  if (after === undefined) return {};
+  return after.doubted && !before.doubted ? { unanswered: true } : undefined;
 }
 
 function sameFlow(a: HostFlow, b: HostFlow): boolean {

@@ -235,19 +235,27 @@ class ServiceFlows implements FlowGroup {
   }
 
   get host(): readonly HostFlow[] {
-    return this.#reachable.flatMap(({ ingressIp, state }) =>
+    return this.#reachable.flatMap((backend) =>
       this.#ports
-        .filter(({ protocol }) => protocol === "tcp" || state !== "suspended")
-        .map(({ protocol, target }) => ({ protocol, ip: ingressIp, port: target })),
+        .filter(({ protocol }) => protocol === "tcp" || backend.state !== "suspended")
+        .map(({ protocol, target }) => ({
+          ...{ protocol, ip: backend.ingressIp, port: target },
+          doubted: isDoubted(backend),
+        })),
     );
   }
 
   get vip(): readonly VipFlow[] {
-    return this.#service.backends.flatMap(({ network, ip, state }): VipFlow[] => {
-      const tcp: VipFlow = { protocol: "tcp", network, ip };
-      return state === "suspended" ? [tcp] : [tcp, { protocol: "udp", network, ip }];
+    return this.#service.backends.flatMap((backend): VipFlow[] => {
+      const { network, ip, state } = backend;
+      const tcp: VipFlow = { protocol: "tcp", network, ip, doubted: isDoubted(backend) };
+      return state === "suspended" ? [tcp] : [tcp, { ...tcp, protocol: "udp" }];
     });
   }
+}
+
+function isDoubted({ state, avoid }: Backend): boolean {
+  return state === "suspended" || avoid === true;
 }
 
 type ReachableBackend = Backend & { readonly ingressIp: IpAddr };

@@ -128,7 +128,7 @@ test("the first service by id has a port that two publish, and the loser is name
   );
 });
 
-test("flows to backends that are gone are purged; drained ones are not gone, and suspended ones not for TCP", () => {
+test("flows to backends that are gone are purged; drained ones are not gone, and doubted ones lose what is unanswered", () => {
   const publishing = (protocol: "tcp" | "udp", backends: readonly Backend[]) =>
     new MeshPlanner().desired({
       ...BASE,
@@ -142,9 +142,24 @@ test("flows to backends that are gone are purged; drained ones are not gone, and
     const after = (state: Backend["state"]) =>
       planPurges(both, publishing(protocol, [{ ...one, state }, two]), BASE.sandboxes);
     assert.equal(after("draining").size, 0);
-    assert.equal(after("suspended").has("host"), protocol === "udp");
+    // What nobody has answered is no established flow: a client that waits for a silent backend finds another one.
+    const unanswered = { ...{ protocol, ip: one.ingressIp, port: 5353 }, unanswered: true };
+    const gone = { protocol, ip: one.ingressIp, port: 5353 };
+    assert.deepEqual(after("suspended").get("host"), [protocol === "tcp" ? unanswered : gone]);
     // A VIP leads any protocol.
-    assert.deepEqual(after("suspended").get("/sandbox"), [{ protocol: "udp", ip: one.ip }]);
+    assert.deepEqual(after("suspended").get("/sandbox"), [
+      { protocol: "tcp", ip: one.ip, unanswered: true },
+      { protocol: "udp", ip: one.ip },
+    ]);
+    const avoiding = publishing(protocol, [{ ...one, avoid: true }, two]);
+    const doubted = planPurges(both, avoiding, BASE.sandboxes);
+    assert.deepEqual(doubted.get("host"), [unanswered]);
+    assert.deepEqual(doubted.get("/sandbox"), [
+      { protocol: "tcp", ip: one.ip, unanswered: true },
+      { protocol: "udp", ip: one.ip, unanswered: true },
+    ]);
+    const suspended = publishing(protocol, [{ ...one, state: "suspended" }, two]);
+    assert.equal(planPurges(avoiding, suspended, BASE.sandboxes).has("host"), protocol === "udp", "once");
     const purges = planPurges(both, publishing(protocol, [two]), BASE.sandboxes);
     assert.deepEqual(purges.get("host"), [{ protocol, ip: one.ingressIp, port: 5353 }]);
     assert.deepEqual(purges.get("/sandbox"), [

@@ -3,6 +3,7 @@ import { describe, test } from "node:test";
 import { ipv4FromNumber } from "../../src/base/ip.ts";
 import { HOST } from "../../src/mesh/desired.ts";
 import { FAILING } from "../../src/mesh/host-rules.ts";
+import { TABLE } from "../../src/mesh/ruleset.ts";
 import { canMakeNamespaces, connectTcp, greet, makeService, MeshLab, runIn, UdpClient } from "./lab.ts";
 
 describe("published ports", { skip: canMakeNamespaces ? false : "needs root" }, () => {
@@ -139,8 +140,25 @@ describe("published ports", { skip: canMakeNamespaces ? false : "needs root" }, 
     await use(refusing);
     await assert.rejects(greet(lab.client, lab.node1.address, 8000), { code: "ECONNREFUSED" });
     assert.deepEqual(failing(), [refusing.ingressIp]);
+    // A client on the node itself: another chain sees its SYNs.
+    const here = () => greet(lab.node1.netns, "127.0.0.1", 8000);
+    await assert.rejects(here(), { code: "ECONNREFUSED" });
     refusing.serveTcp(80);
-    await greet(lab.client, lab.node1.address, 8000);
+    await here();
+    assert.deepEqual(failing(), []);
+    const { netns } = refusing;
+    runIn(netns, "nft", ["insert", "rule", "inet", TABLE, "input", "tcp", "dport", "80", "drop"]);
+    const unanswered = here();
+    while (failing().length === 0) await new Promise((turn) => setTimeout(turn, 50));
+    assert.deepEqual(failing(), [refusing.ingressIp]);
+    runIn(netns, "nft", ["flush", "chain", "inet", TABLE, "input"]);
+    await unanswered;
+    assert.deepEqual(failing(), []);
+    await assert.rejects(
+      greet(lab.client, lab.node1.address, 8001),
+      { code: "ECONNREFUSED" },
+      "a refusal of the node itself is no backend's",
+    );
     assert.deepEqual(failing(), []);
     await use(silent);
     lab.ip(silent.netns, "link set eth1 down");
@@ -151,8 +169,6 @@ describe("published ports", { skip: canMakeNamespaces ? false : "needs root" }, 
     // What waits for it is freed for another one, which its next SYN finds.
     const avoiding = [well.asBackend(), silent.asBackend({ avoid: true })];
     await lab.node1.apply([makeService({ publish: [[8000, 80, "tcp"]], backends: avoiding })], []);
-    const purged = lab.node1.conntrack.purgeUnanswered([{ protocol: "tcp", ip: silent.ingressIp, port: 80 }]);
-    assert.equal(purged, 1);
     assert.equal(await client, "11 192.168.77.10");
   });
 

@@ -1,6 +1,8 @@
 import assert from "node:assert/strict";
 import { describe, test } from "node:test";
+import { endpointId } from "../../src/base/id.ts";
 import { parseIp } from "../../src/base/ip.ts";
+import { Conntrack } from "../../src/kernel/conntrack.ts";
 import { BLUE, canMakeNamespaces, connectTcp, greet, makeService, MeshLab, runIn, UdpClient } from "./lab.ts";
 
 const VIP = parseIp("10.9.0.200");
@@ -79,5 +81,49 @@ describe("virtual IPs", { skip: canMakeNamespaces ? false : "needs root" }, () =
     connection.close();
     flow.close();
     direct.close();
+  });
+
+  test("a connect and a question that nobody answers go elsewhere once the backend is doubted, and no other flow", async () => {
+    await using lab = new MeshLab();
+    const client = lab.sandbox(50);
+    const [silent, well] = [lab.sandbox(51), lab.sandbox(52)];
+    for (const backend of [silent, well]) {
+      backend.serveTcp(80);
+      backend.serveUdp(53);
+    }
+    const local = [client, silent, well];
+    // More of them than are asked for one by one.
+    const others = Array.from({ length: 10 }, (_, index) => ({
+      ...silent.asBackend(),
+      ...{ endpoint: endpointId(`gone${index}`), ip: parseIp(`10.9.0.${100 + index}`) },
+    }));
+    const nobody = ({ ip }: { ip: string }) =>
+      `neighbor add ${ip} lladdr 02:00:00:00:00:01 nud permanent dev eth0`;
+    lab.ip(client.netns, ...others.map(nobody));
+    for (const more of [[], others]) {
+      await lab.node1.apply([makeService({ vips, backends: [silent.asBackend()] })], local);
+      const established = await connectTcp(client.netns, VIP, 80);
+      assert.equal(await established.line(), "51 10.9.0.50");
+      runIn(silent.netns, "nft", ["add", "table", "inet", "dead"]);
+      const chain = "{ type filter hook input priority 0; policy drop; }";
+      runIn(silent.netns, "nft", ["add", "chain", "inet", "dead", "input", chain]);
+      await lab.node1.apply([makeService({ vips, backends: [silent.asBackend(), ...more] })], local);
+      const waits = connectTcp(client.netns, VIP, 80);
+      const question = new UdpClient(client.netns);
+      const answer = question.ask(VIP, 53);
+      using conntrack = new Conntrack(client.netns);
+      const asked = () =>
+        conntrack.list({ protocol: 17 }).length > 0 && conntrack.list({ protocol: 6 }).length > 1;
+      while (!asked()) await new Promise((turn) => setTimeout(turn, 20));
+      const doubted = [silent.asBackend(), ...more].map((backend) => ({ ...backend, avoid: true }));
+      await lab.node1.apply([makeService({ vips, backends: [...doubted, well.asBackend()] })], local);
+      const connection = await waits;
+      assert.equal(await connection.line(), "52 10.9.0.50");
+      assert.equal(await answer, "52 10.9.0.50");
+      runIn(silent.netns, "nft", ["delete", "table", "inet", "dead"]);
+      assert.equal(await established.ask(), "51 again");
+      for (const one of [connection, established, question]) one.close();
+      await lab.node1.apply([], local);
+    }
   });
 });
