@@ -45,7 +45,7 @@ function ask(target: URL | undefined): void {
   let text = "";
   let silence = "TIMEOUT";
   const askedAt = performance.now();
-  const socket = createConnection({ host: target.hostname, port: Number(target.port) });
+  const socket = createConnection({ host: target.hostname, port: Number(target.port || "80") });
   socket.setTimeout(PATIENCE_MS, () => socket.destroy(Object.assign(new Error(), { code: silence })));
   socket.on("connect", () => {
     silence = "UNANSWERED";

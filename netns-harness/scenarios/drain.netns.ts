@@ -116,9 +116,10 @@ scenario(
     const urls = [node1, node2].map((node) => `http://${node.address}:8000/`);
     const box = await attach(lab, node1, "blue", "box");
     const { networks } = await node1.ctlJson<ServiceView>("service", "inspect", "web");
+    const vip = networks.find((one) => one.network === "blue")?.vip ?? "";
     const loads = [
       client.spawnProgram("connect-load", "100", ...urls),
-      box.place.spawnProgram("connect-load", "50", `http://${networks[0]?.vip}:80/`),
+      box.place.spawnProgram("connect-load", "50", `http://${vip}:80/`),
     ];
     for (const load of loads) await started(load, "asking");
     lab.powerOff(node3);
