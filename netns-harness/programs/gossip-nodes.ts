@@ -7,7 +7,7 @@
 
 import { readFileSync } from "node:fs";
 import { setTimeout as pause } from "node:timers/promises";
-import { GossipLoop } from "../../src/agent/gossip-loop.ts";
+import { GossipLoop, NO_STATE_FILE } from "../../src/agent/gossip-loop.ts";
 import { nodeId, nodeName, randomBase36, randomHex } from "../../src/base/id.ts";
 import { ipToBytes, parseIp } from "../../src/base/ip.ts";
 import { seededRandom } from "../../src/base/random.ts";
@@ -131,7 +131,7 @@ async function open(port: number): Promise<GossipLoop> {
       random,
     },
     () => undefined,
-    () => undefined,
+    NO_STATE_FILE,
   );
   loop.step({ type: "start", seed: port === FIRST_PORT, unixSeconds: Math.floor(Date.now() / 1_000) });
   return loop;

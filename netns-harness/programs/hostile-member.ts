@@ -6,7 +6,7 @@
  */
 
 import { readFileSync } from "node:fs";
-import { GossipLoop } from "../../src/agent/gossip-loop.ts";
+import { GossipLoop, NO_STATE_FILE } from "../../src/agent/gossip-loop.ts";
 import { systemRandom } from "../../src/agent/system-random.ts";
 import { fromHex } from "../../src/base/bytes.ts";
 import { networkId, nodeId, nodeName, randomBase36, randomHex } from "../../src/base/id.ts";
@@ -33,7 +33,7 @@ const loop = await GossipLoop.open(
     random,
   },
   () => undefined,
-  () => undefined,
+  NO_STATE_FILE,
 );
 loop.step({ type: "start", seed: false, unixSeconds: Math.floor(Date.now() / 1_000) });
 const id = networkId(network);

@@ -4,7 +4,7 @@
  */
 
 import { readFileSync } from "node:fs";
-import { GossipLoop, type AgentEffect } from "../../src/agent/gossip-loop.ts";
+import { GossipLoop, NO_STATE_FILE, type AgentEffect } from "../../src/agent/gossip-loop.ts";
 import { unreachable } from "../../src/base/assert.ts";
 import { utf8 } from "../../src/base/bytes.ts";
 import { networkId, nodeId, nodeName, randomBase36, randomHex } from "../../src/base/id.ts";
@@ -95,7 +95,7 @@ class TableNode {
         random,
       },
       (effect) => node?.observe(effect),
-      () => undefined,
+      NO_STATE_FILE,
     );
     node = new TableNode(port, loop);
     loop.step({ type: "start", seed: false, unixSeconds: Math.floor(Date.now() / 1_000) });

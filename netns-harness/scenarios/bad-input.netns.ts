@@ -4,11 +4,13 @@ import { join } from "node:path";
 import type { CommandResult } from "../command.ts";
 import { attach, kernelAgrees, reaches } from "../endpoints.ts";
 import type { Host } from "../host.ts";
-import { aliveNames } from "../lab.ts";
+import { aliveNames, allAlive } from "../lab.ts";
 import { hostObjects } from "../observe.ts";
 import { program } from "../place.ts";
 import { scenario } from "../scenario.ts";
-import { holds } from "../wait.ts";
+import { holds, waitFor } from "../wait.ts";
+
+const SOON = { withinMs: 5_000 };
 
 scenario(
   "what cannot be done is refused in one line that names it, and nothing is half done",
@@ -152,6 +154,56 @@ scenario("a second agent on the same data is refused, and the first goes on", as
   const second = await node1.runAgent(["--run-dir", join(node1.folder, "run2"), "--gossip-port", "7999"]);
   refused(second, undefined, /data|another|already|pid/i);
   assert.deepEqual(await aliveNames(node1), ["node1"]);
+});
+
+scenario("while nothing can be written down, nothing is promised, and what runs goes on", async (lab) => {
+  const [node1, node2] = [lab.host("node1", "192.168.1.104"), lab.host("node2", "192.168.1.105")];
+  await node1.run("mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", node1.dataFolder);
+  await node1.start();
+  await node2.start({ join: [node1] });
+  await allAlive([node1, node2]);
+  await node1.ctl("network", "create", "blue");
+  const here = await attach(lab, node1, "blue", "here");
+  const box = lab.sandbox(node1, "box");
+  const attachBox = (): Promise<CommandResult> =>
+    node1.netctl("attach", "--network", "blue", "--netns", box.netns);
+  const before = await whole(node1);
+  const filler = join(node1.dataFolder, "filler");
+  await node1.exec(["dd", "if=/dev/zero", `of=${filler}`, "bs=1k"]);
+  refused(await attachBox(), 1, /endpoints\.json.*no space left.*free some space/);
+  assert.deepEqual(await whole(node1), before);
+  await node1.run("rm", filler);
+
+  // As the kernel makes a file system with errors.
+  await node1.run("mount", "-o", "remount,ro", node1.dataFolder);
+  refused(await node1.netctl("network", "create", "red"), 1, /read-only.*make it writable/);
+  refused(await node1.netctl("service", "create", "web", "--network", "blue"), 1, /read-only/);
+  refused(await attachBox(), 1, /read-only/);
+  assert.deepEqual(await whole(node1), before);
+  // What others decide is learned all the same, and makes no agent end.
+  await node2.ctl("network", "create", "green");
+  await waitFor(
+    "node1 to know green",
+    async () => (await node1.ctl("network", "ls")).includes("green"),
+    SOON,
+  );
+  const far = await attach(lab, node2, "blue", "far");
+  await reaches(here.place, far.ip);
+  await waitFor("doctor to tell", async () => (await node2.netctl("doctor")).stdout, {
+    ...SOON,
+    until: (told) => /failed.*node1.*read-only.*make it writable/.test(told),
+  });
+  await node1.ctl("detach", "here");
+
+  await node1.run("mount", "-o", "remount,rw", node1.dataFolder);
+  await waitFor(
+    "a network again",
+    async () => (await node1.netctl("network", "create", "red")).code === 0,
+    SOON,
+  );
+  await node1.ctl("attach", "--network", "blue", "--netns", box.netns);
+  const told = await node1.ctl("events", "--since", "1m", "--no-follow");
+  assert.match(told, /failure +data directory +save .*read-only[^]*recovered +data directory/);
 });
 
 scenario("a port somebody else has is told with its number", async (lab) => {

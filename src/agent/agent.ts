@@ -1,5 +1,5 @@
 import { unreachable } from "../base/assert.ts";
-import { errorText, NetError } from "../base/error.ts";
+import { errorCode, errorText, NetError } from "../base/error.ts";
 import { endpointId, randomHex, type NetworkId, type NodeName } from "../base/id.ts";
 import { formatSocketAddr } from "../base/ip.ts";
 import { macFromIpv4 } from "../base/mac.ts";
@@ -357,7 +357,17 @@ export class Agent {
         `endpoint ${record.name}: ${errorText(error)}`,
       );
     });
-    await this.loop.request({ type: "release", network: record.network, address: record.ip });
+    try {
+      await this.loop.request({ type: "release", network: record.network, address: record.ip });
+    } catch (error) {
+      // Addresses that nobody has are given back when the disk has room again.
+      if (errorCode(error) !== "state-save-failed") throw error;
+    }
+  }
+
+  /** What this node has to remember and cannot write down. */
+  get unsaved(): NetError | undefined {
+    return this.loop.saver.failure ?? this.endpoints.saver.failure;
   }
 
   get closed(): boolean {

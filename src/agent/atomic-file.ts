@@ -6,6 +6,7 @@ import {
   openSync,
   readFileSync,
   renameSync,
+  rmSync,
   statSync,
   writeFileSync,
 } from "node:fs";
@@ -32,6 +33,7 @@ export function writeAtomically(path: string, text: string): void {
       closeSync(directory);
     }
   } catch (cause) {
+    removeIfPossible(temporary);
     throw new NetError(
       "save-failed",
       `save ${path}: ${errorText(cause)} (free some space or make it writable)`,
@@ -65,6 +67,15 @@ function makeOne(directory: string, mode: number): void {
     mkdirSync(directory, mode);
   } catch (error) {
     if (errorCode(error) !== "EEXIST") throw error;
+  }
+}
+
+/** Where a failure has been told already, or nothing depends on it. */
+export function removeIfPossible(path: string): void {
+  try {
+    rmSync(path, { force: true });
+  } catch {
+    // Such as a file system that was made read-only.
   }
 }
 

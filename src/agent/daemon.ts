@@ -135,7 +135,7 @@ async function runLocked(
       random,
     },
     onEffect,
-    (snapshot) => store.save(snapshot),
+    store,
   );
   const endpointsFile = join(config.dataDir, "endpoints.json");
   const underlay = watchUnderlay(ownVtep(config));
@@ -152,6 +152,7 @@ async function runLocked(
     underlayMtu,
   });
   if (!config.repair) agent.setRepair(false);
+  tellOfDisk(agent);
   const views = new Views(agent);
   const loopDelay = new LoopDelay();
   loop.onWake = () => loopDelay.look();
@@ -272,7 +273,7 @@ async function runLocked(
 
   stopping.abort();
   endOrphans();
-  peersFile.save();
+  peersFile.close();
   await Promise.all([commands.close(), control.close(), metrics?.close(), web?.close(), joining]);
   await leave(agent);
   loopDelay.close();
@@ -441,9 +442,30 @@ function adoptEndpoints(agent: Agent, log: Logger): void {
 /** Addresses given to endpoints that no longer exist go back to the range they came from. */
 async function releaseStrays(agent: Agent): Promise<void> {
   const held = new Set<string>(agent.endpoints.all().map((record) => record.id));
-  for (const { network, address, holder } of agent.loop.node.state.allocations()) {
-    const isEndpoint = /^[0-9a-f]{64}$/.test(holder.id);
-    if (isEndpoint && !held.has(holder.id)) await agent.loop.request({ type: "release", network, address });
+  try {
+    for (const { network, address, holder } of agent.loop.node.state.allocations()) {
+      const isEndpoint = /^[0-9a-f]{64}$/.test(holder.id);
+      if (isEndpoint && !held.has(holder.id)) await agent.loop.request({ type: "release", network, address });
+    }
+  } catch (error) {
+    // Tried again when the disk has room.
+    if (errorCode(error) !== "state-save-failed") throw error;
+  }
+}
+
+/** The disk is full, or somebody made it read-only: nothing new is promised meanwhile, and nothing that runs is touched. */
+function tellOfDisk(agent: Agent): void {
+  const { saver } = agent.loop;
+  for (const one of [saver, agent.endpoints.saver]) {
+    one.onFailure = (error) => {
+      agent.log.error({ code: error.code }, error.message);
+      agent.event("failure", "data directory", error.message);
+    };
+    one.onRecovery = () => {
+      agent.log.info({}, "the data directory can be written again");
+      agent.event("recovered", "data directory", "it can be written again");
+      if (one === saver) void releaseStrays(agent);
+    };
   }
 }
 

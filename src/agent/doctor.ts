@@ -149,6 +149,8 @@ export class Doctor {
     if (filter.problem !== undefined)
       problems.push({ subject: "VXLAN filter", text: filter.problem.message });
     if (mesh.problem !== undefined) problems.push({ subject: "mesh", text: mesh.problem.message });
+    if (agent.unsaved !== undefined)
+      problems.push({ subject: "data directory", text: agent.unsaved.message });
     const firewall = await readFirewall();
     return {
       wallMs: Date.now(),

@@ -10,6 +10,7 @@ import {
 import { parseIp, type IpAddr } from "../base/ip.ts";
 import { parseMac, type MacAddr } from "../base/mac.ts";
 import type { Sandbox } from "../overlay/desired.ts";
+import { Saver } from "./saver.ts";
 
 /**
  * An interface of this node in a network. `user`: somebody attached it. `ingress-leg`: this node's own foot in the
@@ -65,11 +66,11 @@ export class Endpoints {
   readonly wired = new Set<EndpointId>();
   readonly leaving = new Set<EndpointId>();
   readonly unhealthy = new Set<EndpointId>();
-  readonly #write: (text: string) => void;
+  readonly saver: Saver;
 
   /** `text` is what `save` got before the restart. @throws ZodError, SyntaxError or DecodeError when it is damaged. */
   constructor(text: string | undefined, save: (text: string) => void) {
-    this.#write = save;
+    this.saver = new Saver(() => void save(JSON.stringify(this.all())), 0);
     if (text === undefined) return;
     for (const entry of z.array(schema).parse(JSON.parse(text))) {
       const { parent, service, healthTcp, healthCmd, ...rest } = entry;
@@ -123,10 +124,11 @@ export class Endpoints {
     this.wired.delete(id);
     this.leaving.delete(id);
     this.unhealthy.delete(id);
-    if (this.#records.delete(id)) this.save();
+    if (this.#records.delete(id)) this.saver.try();
   }
 
+  /** @throws NetError `save-failed` */
   save(): void {
-    this.#write(JSON.stringify(this.all()));
+    this.saver.now();
   }
 }

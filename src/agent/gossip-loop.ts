@@ -10,6 +10,7 @@ import { Clock } from "../transport/clock.ts";
 import { GossipTransport } from "../transport/gossip-transport.ts";
 import type { Config } from "./config.ts";
 import { Pulse } from "./pulse.ts";
+import { Saver } from "./saver.ts";
 
 /** Effects left for the agent: those that are neither the transport's nor an answer somebody waits for. */
 export type AgentEffect = Exclude<
@@ -33,6 +34,25 @@ export interface JoinResult {
   readonly failure: string | undefined;
 }
 
+type StateRequester = {
+  readonly resolve: (result: StateResult) => void;
+  readonly reject: (error: NetError) => void;
+};
+
+/** Where definitions and addresses outlive the process. */
+export interface StateFile {
+  /**
+   * Returns when all is safely on disk, with the reason why there will be no room for the next one, if so.
+   * @throws NetError
+   */
+  save(snapshot: Uint8Array): NetError | undefined;
+  /** Why nothing can be saved, as far as that can be known without trying. */
+  check(): NetError | undefined;
+}
+
+/** For those who have nothing to remember. */
+export const NO_STATE_FILE: StateFile = { save: () => undefined, check: () => undefined };
+
 type Unnumbered<T> = T extends unknown ? Omit<T, "request"> : never;
 
 /** A timer that comes this late says that this process, not its peers, was slow. */
@@ -49,52 +69,52 @@ const SAVE_DELAY_MS = 100;
 export class GossipLoop {
   readonly node: GossipNode;
   readonly transport: GossipTransport;
+  /** The definitions and addresses of this node. */
+  readonly saver: Saver;
   readonly #pulse: Pulse;
   /** Gossip's own timer was heard: a few times a second. */
   onWake: () => void = () => undefined;
   readonly #clock: Clock;
   readonly #onEffect: (effect: AgentEffect) => void;
-  readonly #persistState: (snapshot: Uint8Array) => void;
   readonly #queue: GossipInput[] = [];
   #stepping = false;
   #nextRequest = 1;
-  readonly #stateRequests = new Map<
-    number,
-    { resolve: (result: StateResult) => void; reject: (error: NetError) => void }
-  >();
+  readonly #stateRequests = new Map<number, StateRequester>();
   readonly #joins = new Map<number, { results: JoinResult[]; resolve: (results: JoinResult[]) => void }>();
   readonly #calls = new Map<
     number,
     { resolve: (body: unknown) => void; reject: (error: NetError) => void }
   >();
   #expectedWake: Instant | undefined;
-  #saveTimer: NodeJS.Timeout | undefined;
 
   private constructor(
     node: GossipNode,
     transport: GossipTransport,
     clock: Clock,
     onEffect: (effect: AgentEffect) => void,
-    persistState: (snapshot: Uint8Array) => void,
+    stateFile: StateFile,
   ) {
     this.node = node;
     this.transport = transport;
     this.#clock = clock;
     this.#onEffect = onEffect;
-    this.#persistState = persistState;
     this.#pulse = new Pulse(() => this.now());
+    this.saver = new Saver(
+      () => stateFile.save(node.state.snapshot(this.now())),
+      SAVE_DELAY_MS,
+      () => stateFile.check(),
+    );
   }
 
   /**
    * Opens the sockets; nothing is sent before `start()`.
-   * @param persistState must return only when the snapshot is safely on disk.
    * @throws NetError `listen`
    */
   static async open(
     config: Pick<Config, "bindAddr" | "gossipPort">,
     options: Omit<GossipNodeOptions, "nonce">,
     onEffect: (effect: AgentEffect) => void,
-    persistState: (snapshot: Uint8Array) => void,
+    stateFile: StateFile,
   ): Promise<GossipLoop> {
     // Sockets deliver before the loop exists; what comes then waits its turn.
     const early: GossipInput[] = [];
@@ -107,7 +127,7 @@ export class GossipLoop {
     });
     const clock = new Clock(() => deliver({ type: "wake" }));
     const node = new GossipNode({ ...options, nonce: nonceSource() }, clock.now());
-    const loop = new GossipLoop(node, transport, clock, onEffect, persistState);
+    const loop = new GossipLoop(node, transport, clock, onEffect, stateFile);
     deliver = (input) => loop.step(input);
     for (const input of early) loop.step(input);
     return loop;
@@ -130,7 +150,7 @@ export class GossipLoop {
     try {
       for (let next = this.#queue.shift(); next !== undefined; next = this.#queue.shift()) {
         if (next.type === "wake") this.#woken();
-        for (const effect of this.node.handle(next, this.now())) this.#perform(effect);
+        this.#performAll(this.node.handle(next, this.now()));
       }
     } finally {
       this.#stepping = false;
@@ -142,6 +162,9 @@ export class GossipLoop {
 
   /** @throws NetError what `state/` refuses, with its reason and cure. */
   request(request: Unnumbered<StateRequest>): Promise<StateResult> {
+    // Nothing is begun that could not be finished.
+    const refusal = this.saver.refusal();
+    if (refusal !== undefined) return Promise.reject(refusal);
     const id = this.#nextRequest++;
     return new Promise((resolve, reject) => {
       this.#stateRequests.set(id, { resolve, reject });
@@ -182,19 +205,47 @@ export class GossipLoop {
 
   async close(): Promise<void> {
     this.#clock.close();
-    if (this.#saveTimer !== undefined) this.#save();
+    this.saver.close();
     await this.transport.close();
   }
 
-  /** Such things come piece by piece. */
-  #saveSoon(): void {
-    this.#saveTimer ??= setTimeout(() => this.#save(), SAVE_DELAY_MS);
+  #performAll(effects: readonly GossipEffect[]): void {
+    let unsaved: NetError | undefined;
+    for (const effect of effects) {
+      if (effect.type === "state" && effect.effect.type === "persist")
+        unsaved = this.saver.try() ? undefined : this.saver.failure;
+      else if (unsaved === undefined) this.#perform(effect);
+      else this.#withhold(effect, unsaved);
+    }
   }
 
-  #save(): void {
-    clearTimeout(this.#saveTimer);
-    this.#saveTimer = undefined;
-    this.#persistState(this.node.state.snapshot(this.now()));
+  /**
+   * What had to be on disk first and is not. To the others it looks as if the network had lost it: they ask again, or
+   * are told again by later gossip. Who asked here is refused.
+   */
+  #withhold(effect: GossipEffect, failure: NetError): void {
+    switch (effect.type) {
+      case "send-packet":
+      case "write-stream":
+        return;
+      case "open-stream": {
+        const { stream } = effect;
+        const error = { code: failure.code, message: failure.message };
+        return void this.#queue.push({ type: "stream-closed", stream, error });
+      }
+      case "state":
+        if (effect.effect.type !== "done") break;
+        return this.#takeRequest(effect.effect.request)?.reject(failure);
+      default:
+        break;
+    }
+    this.#perform(effect);
+  }
+
+  #takeRequest(id: number): StateRequester | undefined {
+    const waiting = this.#stateRequests.get(id);
+    this.#stateRequests.delete(id);
+    return waiting;
   }
 
   #perform(effect: GossipEffect): void {
@@ -229,22 +280,12 @@ export class GossipLoop {
       }
       case "state":
         switch (effect.effect.type) {
-          case "persist":
-            return this.#save();
           case "persist-soon":
-            return this.#saveSoon();
-          case "done": {
-            const { request, result } = effect.effect;
-            const waiting = this.#stateRequests.get(request);
-            this.#stateRequests.delete(request);
-            return waiting?.resolve(result);
-          }
-          case "refused": {
-            const { request, error } = effect.effect;
-            const waiting = this.#stateRequests.get(request);
-            this.#stateRequests.delete(request);
-            return waiting?.reject(error);
-          }
+            return this.saver.soon();
+          case "done":
+            return this.#takeRequest(effect.effect.request)?.resolve(effect.effect.result);
+          case "refused":
+            return this.#takeRequest(effect.effect.request)?.reject(effect.effect.error);
           default:
             return this.#onEffect(effect);
         }
@@ -259,7 +300,7 @@ export class GossipLoop {
     const lateMs = this.#expectedWake === undefined ? 0 : this.now() - this.#expectedWake;
     if (lateMs <= LOOP_DELAY_MS) return;
     const input: GossipInput = { type: "swim", input: { type: "loop-delay", ms: lateMs } };
-    for (const effect of this.node.handle(input, this.now())) this.#perform(effect);
+    this.#performAll(this.node.handle(input, this.now()));
   }
 }
 

@@ -2,6 +2,7 @@ import { z } from "zod";
 import { formatSocketAddr, tryParseIp, type SocketAddr } from "../base/ip.ts";
 import { readIfPresent, writeAtomically } from "./atomic-file.ts";
 import type { GossipLoop } from "./gossip-loop.ts";
+import { Saver } from "./saver.ts";
 
 /** The living members' addresses are written down so long after they changed. */
 const REMEMBER_PEERS_MS = 1_000;
@@ -15,7 +16,7 @@ export class PeersFile {
   readonly #path: string;
   readonly #loop: GossipLoop;
   #written = "";
-  #timer: NodeJS.Timeout | undefined;
+  readonly #saver = new Saver(() => void this.#save(), REMEMBER_PEERS_MS);
 
   constructor(path: string, loop: GossipLoop) {
     this.#path = path;
@@ -23,13 +24,16 @@ export class PeersFile {
   }
 
   saveSoon(): void {
-    this.#timer ??= setTimeout(() => this.save(), REMEMBER_PEERS_MS);
+    this.#saver.soon();
+  }
+
+  close(): void {
+    this.#saver.try();
+    this.#saver.close();
   }
 
   /** Writes only what is new. An empty list is not: it would make the next start believe that it is the first node. */
-  save(): void {
-    clearTimeout(this.#timer);
-    this.#timer = undefined;
+  #save(): void {
     const { node } = this.#loop;
     // Members come in an order that changes with every round of probes.
     const addresses = [...node.swim.members()]

@@ -1,6 +1,9 @@
 import {
+  accessSync,
   closeSync,
+  constants,
   fsyncSync,
+  ftruncateSync,
   linkSync,
   openSync,
   readFileSync,
@@ -13,10 +16,12 @@ import {
 import { join } from "node:path";
 import { DecodeError, errorCode, errorText, NetError } from "../base/error.ts";
 import { decodeSnapshot, type Snapshot } from "../wire/state/snapshot.ts";
-import { makeDirectory } from "./atomic-file.ts";
+import { makeDirectory, removeIfPossible } from "./atomic-file.ts";
 
 const STATE_FILE = "state.bin";
 const LOCK_FILE = "lock";
+/** Room for what one request can add. */
+const RESERVE_BYTES = 16 * 1024;
 
 /**
  * What survives a restart: one file in the data directory, written whole, and a lock that keeps a second agent
@@ -57,15 +62,20 @@ export class Store {
     }
   }
 
-  /** Returns when `bytes` are safely on disk in place of what was there. @throws NetError `state-save-failed` */
-  save(bytes: Uint8Array): void {
+  /**
+   * Returns when `bytes` are safely on disk in place of what was there, with the reason why there will be no room for
+   * the next ones, if so: what is begun then cannot be finished. @throws NetError `state-save-failed`
+   */
+  save(bytes: Uint8Array): NetError | undefined {
     if (!this.#open) throw new NetError("state-save-failed", `save state in ${this.directory}: it is closed`);
     const path = join(this.directory, STATE_FILE);
     const temporary = `${path}.new`;
     try {
-      const file = openSync(temporary, "w", 0o600);
+      // Not truncated: it holds the room that the last save set aside.
+      const file = openSync(temporary, constants.O_WRONLY | constants.O_CREAT, 0o600);
       try {
-        for (let at = 0; at < bytes.length;) at += writeSync(file, bytes, at);
+        writeAll(file, bytes);
+        ftruncateSync(file, bytes.length);
         fsyncSync(file);
       } finally {
         closeSync(file);
@@ -73,11 +83,19 @@ export class Store {
       renameSync(temporary, path);
       syncDirectory(this.directory);
     } catch (error) {
-      throw new NetError(
-        "state-save-failed",
-        `save state as ${path}: ${errorText(error)} (free some space or make it writable; no address is given until it works)`,
-        { cause: error },
-      );
+      removeIfPossible(temporary);
+      throw saveFailure(path, error);
+    }
+    return setAside(temporary, bytes.length + RESERVE_BYTES, path);
+  }
+
+  /** Why nothing can be saved, if the directory cannot be written: a file system with errors is made read-only. */
+  check(): NetError | undefined {
+    try {
+      accessSync(this.directory, constants.W_OK);
+      return undefined;
+    } catch (error) {
+      return saveFailure(join(this.directory, STATE_FILE), error);
     }
   }
 
@@ -85,8 +103,37 @@ export class Store {
   close(): void {
     if (!this.#open) return;
     this.#open = false;
-    rmSync(this.#lock, { force: true });
+    removeIfPossible(join(this.directory, `${STATE_FILE}.new`));
+    removeIfPossible(this.#lock);
   }
+}
+
+/** Makes sure that the next state has room, be the disk full by then. */
+function setAside(temporary: string, length: number, path: string): NetError | undefined {
+  try {
+    const file = openSync(temporary, "w", 0o600);
+    try {
+      writeAll(file, new Uint8Array(length));
+    } finally {
+      closeSync(file);
+    }
+    return undefined;
+  } catch (error) {
+    removeIfPossible(temporary);
+    return saveFailure(path, error);
+  }
+}
+
+function writeAll(file: number, bytes: Uint8Array): void {
+  for (let at = 0; at < bytes.length;) at += writeSync(file, bytes, at);
+}
+
+function saveFailure(path: string, error: unknown): NetError {
+  return new NetError(
+    "state-save-failed",
+    `save state as ${path}: ${errorText(error)} (free some space or make it writable; until then this node gives no address and changes no definition)`,
+    { cause: error },
+  );
 }
 
 function load(directory: string): Store["snapshot"] {

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
@@ -19,6 +19,19 @@ test("what was saved is there at the next start", () => {
     store.close();
     assert.equal(reopen(directory)?.value.clock, 7);
     assert.deepEqual(readdirSync(directory), ["state.bin"]);
+  });
+});
+
+test("a save sets room aside for the next one, and gives it back at the end", () => {
+  withDirectory((directory) => {
+    const store = Store.open(directory);
+    assert.equal(store.save(SNAPSHOT), undefined);
+    const room = statSync(join(directory, "state.bin.new"));
+    assert.ok(room.blocks * 512 > SNAPSHOT.length, `${room.blocks} blocks`);
+    store.save(SNAPSHOT);
+    assert.deepEqual(new Uint8Array(readFileSync(join(directory, "state.bin"))), SNAPSHOT);
+    store.close();
+    assert.ok(!existsSync(join(directory, "state.bin.new")));
   });
 });
 
@@ -96,8 +109,12 @@ test("a save that a crash interrupts leaves the state before it", () => {
   withDirectory((directory) => {
     const store = Store.open(directory);
     store.save(SNAPSHOT);
-    writeFileSync(join(directory, "state.bin.new"), "half of it");
     store.close();
+    writeFileSync(join(directory, "state.bin.new"), "half of it".repeat(100));
+    const next = Store.open(directory);
+    assert.equal(next.snapshot?.value.clock, 7);
+    next.save(SNAPSHOT);
+    next.close();
     assert.equal(reopen(directory)?.value.clock, 7);
   });
 });
