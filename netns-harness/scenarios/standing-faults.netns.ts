@@ -159,6 +159,22 @@ const FAULTS: readonly Fault[] = [
     peer: "node1",
   },
   {
+    what: "the filter against strangers deleted",
+    where: "host",
+    hand: "nft delete table inet netagent-vxlan",
+    fault: "nftables table netagent-vxlan: it was gone: to be made anew",
+    subject: "netagent-vxlan",
+    peer: "node1",
+  },
+  {
+    what: "the redirection to the name server deleted",
+    where: "sandbox",
+    hand: "nft delete table inet netagent-dns",
+    fault: "nftables table netagent-dns: it was gone or not the one we made: to be made anew in /run/netns/",
+    subject: "dns",
+    peer: "node1",
+  },
+  {
     what: "the routing rules of a backend's replies deleted",
     where: "backend",
     hand: "while ip rule del priority 110 2>/dev/null; do :; done",

@@ -184,7 +184,7 @@ async function runLocked(
   );
   loop.every(DROPS_MS, () => drops.look());
   const doctor = new Doctor({
-    ...{ agent, views, mesh, paths, filter, checksums, underlay },
+    ...{ agent, views, mesh, paths, dns, filter, checksums, underlay },
   });
   const tracer = new Tracer({ agent, views, mesh, dns });
   views.dataPath = (vtep) => paths.health(vtep);

@@ -33,6 +33,8 @@ export class DnsRunner implements Dependent {
   readonly #zones = new Map<NetworkId, { readonly zone: Zone; stale: boolean; notBefore: Instant }>();
   readonly #askers = new Map<string, Asker>();
   readonly #failed = new Map<string, string>();
+  /** What another hand did and was left, by sandbox. */
+  readonly #left = new Map<string, string>();
   readonly #endChecks: () => void;
   readonly #forwarder: Forwarder;
   readonly #upstream: DnsUpstream;
@@ -110,9 +112,18 @@ export class DnsRunner implements Dependent {
     return [];
   }
 
+  /** What keeps names from being served, one line a sandbox. */
+  get problems(): string[] {
+    return [...this.#failed].map(([path, text]) => `${path}: ${text}`);
+  }
+
   /** Why questions of the sandbox do not reach us; undefined when they do. */
   problem(sandbox: string): string | undefined {
-    return this.#failed.get(sandbox) ?? (this.#servers.has(sandbox) ? undefined : "no names are served here");
+    return (
+      this.#failed.get(sandbox) ??
+      this.#left.get(sandbox) ??
+      (this.#servers.has(sandbox) ? undefined : "no names are served here")
+    );
   }
 
   /** Resolves when questions of the sandbox are led to us, or cannot be just now, which has been reported. */
@@ -167,6 +178,7 @@ export class DnsRunner implements Dependent {
       this.#askers.delete(path);
       this.#forward({ type: "client-gone", client: path });
       this.#agent.stands(`dns ${path}`, "dns", []);
+      this.#left.delete(path);
       if (stands) void this.#unredirect(path);
     }
     const opened = [...wanted].filter((path) => !this.#servers.has(path));
@@ -180,8 +192,9 @@ export class DnsRunner implements Dependent {
       if (outcome === "mended") this.#agent.repaired("dns", `${REDIRECT_FAULT}: made anew in ${path}`);
       const left = outcome === "left" ? `${REDIRECT_FAULT}: to be made anew in ${path}` : undefined;
       this.#agent.stands(`dns ${path}`, "dns", left === undefined ? [] : [{ text: left }]);
-      if (left === undefined) this.#failed.delete(path);
-      else this.#failed.set(path, left);
+      if (left === undefined) this.#left.delete(path);
+      else this.#left.set(path, left);
+      this.#failed.delete(path);
     } catch (error) {
       this.#report(path, error);
     }

@@ -9,6 +9,7 @@ import { Netns } from "../kernel/netns.ts";
 import { checksumOffloads } from "../kernel/offloads.ts";
 import { NEIGHBOR_LIMITS } from "../kernel/overlay-dataplane.ts";
 import type { Underlay } from "../kernel/underlay.ts";
+import { VXLAN_TABLE } from "../mesh/vxlan-filter.ts";
 import { overlayMtu } from "../overlay/desired.ts";
 import { peerRecordOf } from "../overlay/rows.ts";
 import { PEER_TABLE } from "../wire/networkdb/records.ts";
@@ -20,6 +21,7 @@ import { diagnose } from "./diagnosis.ts";
 import type { NodeReport, PeerFinding } from "./findings.ts";
 import { readFirewall } from "./firewall.ts";
 import { fingerprint } from "./keys.ts";
+import type { DnsRunner } from "./dns-runner.ts";
 import type { MeshRunner } from "./mesh-runner.ts";
 import type { PathRunner } from "./path-runner.ts";
 import { rejectedText } from "./rejected-rows.ts";
@@ -79,6 +81,7 @@ export interface DoctorParts {
   readonly views: Views;
   readonly mesh: MeshRunner;
   readonly paths: PathRunner;
+  readonly dns: Pick<DnsRunner, "problems">;
   readonly filter: UnderlayFilter;
   readonly checksums: Pick<ChecksumWatch, "recent">;
   /** The device that carries our data-path address. */
@@ -151,6 +154,7 @@ export class Doctor {
     if (mesh.problem !== undefined) problems.push({ subject: "mesh", text: mesh.problem.message });
     if (agent.unsaved !== undefined)
       problems.push({ subject: "data directory", text: agent.unsaved.message });
+    for (const text of this.#parts.dns.problems) problems.push({ subject: "names", text });
     const firewall = await readFirewall();
     return {
       wallMs: Date.now(),
@@ -221,6 +225,9 @@ export class Doctor {
       if (!(error instanceof NetError)) throw error;
       found.push({ subject: "mesh", steps: [error.message] });
     }
+    // Of these nothing is planned; who keeps them says what stands.
+    for (const { subject, text } of agent.standing.all())
+      if (subject === VXLAN_TABLE || subject === "dns") found.push({ subject, steps: [text] });
     return found;
   }
 

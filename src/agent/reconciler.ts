@@ -280,7 +280,14 @@ export class Reconciler {
       if (steps.some(({ type }) => type === "create-vxlan")) await this.#options.beforeDevice();
       const failed = await this.#slices.run(this.#apply(desired, steps));
       this.counters.steps += steps.length;
-      if (failed !== undefined) return this.#fail(network, failed, ours);
+      if (failed !== undefined) {
+        const cure = "repair is off, and another hand changed what this may stand on: netctl repair on";
+        const stands = !this.#repair && drift.length > 0;
+        const error = stands
+          ? new NetError(failed.code, `${failed.message} (${cure})`, { cause: failed })
+          : failed;
+        return this.#fail(network, error, ours);
+      }
       // What was done must be there when looked at again; a kernel that forgets at once is a failure, too.
       const again = await this.#slices.run(derivePlan(desired, dataplane.read(desired)));
       const left = again.steps.filter((step) => this.#options.mayPrune(network) || !isPrune(step));

@@ -110,6 +110,17 @@ test("without repair another hand's doing stands, our own changes are made, and 
   });
   assert.deepEqual((await reconciler.plan(world.network.id)).steps, []);
   assert.deepEqual(world.failures, []);
+
+  // What cannot be done while the fault stands says why.
+  reconciler.setRepair(false);
+  await reconciler.settled(world.network.id, SETTLE_MS);
+  world.overlay("ip", "link", "del", "vxlan0");
+  await standing((count) => count > 1);
+  world.peers = manyPeers(6, 6);
+  await assert.rejects(reconciler.settled(world.network.id, 1_000), /repair is off, and another hand/);
+  reconciler.setRepair(true);
+  await reconciler.settled(world.network.id, SETTLE_MS);
+  assert.equal(world.count(entries), 6);
 });
 
 /** One network on one host with one local endpoint, and whatever peers the test says. */
