@@ -10,8 +10,8 @@ import { NetlinkSocket } from "./netlink-socket.ts";
 import type { Netns } from "./netns.ts";
 
 /**
- * What a device leaves to its card of the checksums of what it sends and receives, as `ethtool -k` names it; nothing
- * where the kernel does not say.
+ * What a device leaves to its card of the checksums over IP of what it sends and receives, as `ethtool -k` names it;
+ * nothing where the kernel does not say.
  */
 export function checksumOffloads(ifname: string, netns?: Netns): string[] {
   using socket = new NetlinkSocket("generic", netns);
@@ -26,7 +26,7 @@ export function checksumOffloads(ifname: string, netns?: Netns): string[] {
       { type: family, encode: (out) => encodeFeaturesQuery(ifname, out) },
       ({ payload }) => decodeActiveFeatures(payload),
     );
-    return features.filter((name) => name === "rx-checksum" || name.startsWith("tx-checksum-"));
+    return features.filter((name) => name === "rx-checksum" || name.startsWith("tx-checksum-ip"));
   } catch (error) {
     if (error instanceof NetError) return [];
     throw error;
