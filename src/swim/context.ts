@@ -50,7 +50,7 @@ export class Context {
   readonly encode: (message: MemberlistMessage) => Uint8Array;
   readonly counters: Record<string, number> = {};
   packetOverhead: number;
-  /** Until then so many join that an exchange follows: gossip may miss some. */
+  /** Until then so large a part of the cluster joins that gossip, which may miss some, leaves the rest to exchanges. */
   joinStormUntil = instant(0);
   #effects: SwimEffect[] = [];
   #seqNo = 0;

@@ -18,6 +18,8 @@ const UNSCALED_MEMBERS = 32;
 /** So many newcomers heard of by gossip since the last exchange are a storm, in which gossip misses somebody. */
 const STORM = 32;
 const STORM_EXCHANGE_MS = 3_000;
+/** In a storm of them newcomers are heard of many times a second. */
+const STORM_GAP_MS = 1_000;
 /** A storm that goes on is not waited for. */
 const MAX_STORM_WAIT_MS = 6_000;
 /** For so long after a storm's exchange, or the own join, one more newcomer is the storm still. */
@@ -164,7 +166,9 @@ export class Exchanges {
     const joined = this.#joinedAt !== undefined && now - this.#joinedAt < STORM_MS;
     const many = ++this.#newcomers >= STORM || this.#isAlert(now);
     if (!(many || joined) || config.reconnectIntervalMs === 0) return;
-    if (many) this.#context.joinStormUntil = after(now, STORM_EXCHANGE_MS);
+    const { members } = this.#context;
+    const most = this.#newcomers >= Math.max(STORM, members.alive / 8);
+    if (most || now < this.#context.joinStormUntil) this.#context.joinStormUntil = after(now, STORM_GAP_MS);
     this.#exchangeEarly(now);
   }
 

@@ -100,6 +100,20 @@ test("one exchange too few: after a storm's, a single newcomer or death is follo
   assert.deepEqual(exchanges(node, 20_000), [], "long after it");
 });
 
+test("after a storm a newcomer is told as often as memberlist tells it", () => {
+  const alive = (node: LoneNode): number => told(node, 1_500, "alive").get("m400") ?? 0;
+  const calm = crowd();
+  hear(calm, 1, aliveOf(400, 1));
+  assert.equal(alive(calm), 12);
+  const node = crowd();
+  for (let number = 300; number < 350; number++) hear(node, 1, aliveOf(number, 1));
+  hear(node, 1, aliveOf(400, 1));
+  assert.equal(alive(node), 12 / 2, "one of many");
+  node.advance(5_000);
+  hear(node, 1, aliveOf(401, 1));
+  assert.equal(told(node, 1_500, "alive").get("m401"), 12);
+});
+
 test("whoever was cut off does not make us suspect all on this side", () => {
   const node = crowd();
   const dead = (numbers: readonly number[]) =>
@@ -149,7 +163,7 @@ function hear(node: LoneNode, teller: number, message: MemberlistMessage): void 
 }
 
 /** How often each member was told of in messages of this type. */
-function told(node: LoneNode, forMs: number, type: "suspect" | "dead"): Map<string, number> {
+function told(node: LoneNode, forMs: number, type: "alive" | "suspect" | "dead"): Map<string, number> {
   const counts = new Map<string, number>();
   for (const { messages } of gossip(node, forMs)) {
     for (const message of messages) {
