@@ -47,29 +47,39 @@ Napi::Value CreateMap(const Napi::CallbackInfo& info) {
   return Napi::Number::New(env, fd);
 }
 
-/** bpfUpdate(mapFd, key, value): makes the entry or replaces it. */
+/** bpfUpdate(mapFd, keys, values, count): makes or replaces entries; keys and values stand one after the other. */
 Napi::Value Update(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
-  if (info.Length() != 3 || !info[0].IsNumber() || !info[1].IsTypedArray() || !info[2].IsTypedArray())
-    return ThrowArgumentError(env, "bpfUpdate(mapFd, key, value)");
+  if (info.Length() != 4 || !info[0].IsNumber() || !info[1].IsTypedArray() || !info[2].IsTypedArray() ||
+      !info[3].IsNumber())
+    return ThrowArgumentError(env, "bpfUpdate(mapFd, keys, values, count)");
+  const auto keys = info[1].As<Napi::Uint8Array>();
+  const auto values = info[2].As<Napi::Uint8Array>();
+  const uint32_t count = info[3].As<Napi::Number>().Uint32Value();
   bpf_attr update{};
   update.map_fd = info[0].As<Napi::Number>().Uint32Value();
-  update.key = Pointer(info[1].As<Napi::Uint8Array>().Data());
-  update.value = Pointer(info[2].As<Napi::Uint8Array>().Data());
-  if (Bpf(BPF_MAP_UPDATE_ELEM, update) != 0) return ThrowSyscallError(env, errno, "bpf", "BPF_MAP_UPDATE_ELEM");
+  for (uint32_t at = 0; at < count; at++) {
+    update.key = Pointer(keys.Data() + at * (keys.ByteLength() / count));
+    update.value = Pointer(values.Data() + at * (values.ByteLength() / count));
+    if (Bpf(BPF_MAP_UPDATE_ELEM, update) != 0) return ThrowSyscallError(env, errno, "bpf", "BPF_MAP_UPDATE_ELEM");
+  }
   return env.Undefined();
 }
 
-/** bpfDelete(mapFd, key): not there is not an error. */
+/** bpfDelete(mapFd, keys, count): not there is not an error. */
 Napi::Value Delete(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
-  if (info.Length() != 2 || !info[0].IsNumber() || !info[1].IsTypedArray())
-    return ThrowArgumentError(env, "bpfDelete(mapFd, key)");
+  if (info.Length() != 3 || !info[0].IsNumber() || !info[1].IsTypedArray() || !info[2].IsNumber())
+    return ThrowArgumentError(env, "bpfDelete(mapFd, keys, count)");
+  const auto keys = info[1].As<Napi::Uint8Array>();
+  const uint32_t count = info[2].As<Napi::Number>().Uint32Value();
   bpf_attr erase{};
   erase.map_fd = info[0].As<Napi::Number>().Uint32Value();
-  erase.key = Pointer(info[1].As<Napi::Uint8Array>().Data());
-  if (Bpf(BPF_MAP_DELETE_ELEM, erase) != 0 && errno != ENOENT)
-    return ThrowSyscallError(env, errno, "bpf", "BPF_MAP_DELETE_ELEM");
+  for (uint32_t at = 0; at < count; at++) {
+    erase.key = Pointer(keys.Data() + at * (keys.ByteLength() / count));
+    if (Bpf(BPF_MAP_DELETE_ELEM, erase) != 0 && errno != ENOENT)
+      return ThrowSyscallError(env, errno, "bpf", "BPF_MAP_DELETE_ELEM");
+  }
   return env.Undefined();
 }
 

@@ -1,5 +1,5 @@
 /** BPF maps, programs and the places they are attached to. All of them go with their descriptors, and so with us. */
-import { closeSync } from "node:fs";
+import { close, closeSync } from "node:fs";
 import { native } from "./native.ts";
 import { kernelError, type Netns } from "./netns.ts";
 
@@ -16,13 +16,14 @@ export class BpfMap implements Disposable {
   }
 
   /** @throws NetError `E2BIG` when it is full */
-  set(key: Uint8Array, value: Uint8Array): void {
-    attempt("set an entry of", "a BPF map", () => native.bpfUpdate(this.fd, key, value));
+  set(entries: readonly (readonly [key: Uint8Array, value: Uint8Array])[]): void {
+    const [keys, values] = [join(entries.map(([key]) => key)), join(entries.map(([, value]) => value))];
+    attempt("set entries of", "a BPF map", () => native.bpfUpdate(this.fd, keys, values, entries.length));
   }
 
   /** Not there is not an error. @throws NetError */
-  delete(key: Uint8Array): void {
-    attempt("delete an entry of", "a BPF map", () => native.bpfDelete(this.fd, key));
+  delete(keys: readonly Uint8Array[]): void {
+    attempt("delete entries of", "a BPF map", () => native.bpfDelete(this.fd, join(keys), keys.length));
   }
 
   [Symbol.dispose](): void {
@@ -74,6 +75,11 @@ export class BpfLink implements Disposable {
     return attempt("look at", "a BPF link", () => native.bpfDevice(this.#fd)) !== 0;
   }
 
+  /** Detaches, which waits for all processors to have seen it: on another thread. */
+  detachLater(done: () => void): void {
+    close(this.#fd, done);
+  }
+
   /** Detaches. */
   [Symbol.dispose](): void {
     closeSync(this.#fd);
@@ -86,4 +92,8 @@ function attempt<T>(what: string, object: string, action: () => T): T {
   } catch (error) {
     throw kernelError(what, object, error, CAPABILITY);
   }
+}
+
+function join(parts: readonly Uint8Array[]): Uint8Array {
+  return new Uint8Array(Buffer.concat(parts));
 }

@@ -9,17 +9,15 @@ import type { MacAddr } from "../base/mac.ts";
 import { SLICE_ROWS, type Sliced } from "../base/sliced.ts";
 import type { DesiredCore, DesiredOverlay } from "../overlay/desired.ts";
 import {
-  deliverProgram,
   encodeEndpoint,
   encodeEndpointKey,
   ENDPOINT_KEY_BYTES,
   ENDPOINT_VALUE_BYTES,
-  passOnProgram,
-  sendProgram,
   STREAM_BYTES,
   STREAM_KEY_BYTES,
   STREAM_SLOTS,
-} from "../overlay/fast-path.ts";
+} from "../overlay/fast-path-maps.ts";
+import { deliverProgram, passOnProgram, sendProgram } from "../overlay/fast-path.ts";
 import { FAST_LINK, fastHostLink, networkAlias } from "../overlay/naming.ts";
 import type { FoundEntry } from "../overlay/plan.ts";
 import type { Link } from "../wire/netlink/link.ts";
@@ -31,7 +29,8 @@ import { NetlinkSocket } from "./netlink-socket.ts";
 import type { Netns } from "./netns.ts";
 import type { NetworkNamespace } from "./network-namespace.ts";
 
-const MAX_ENDPOINTS = 1 << 20;
+/** The map has so many buckets from the start, 16 bytes each. */
+const MAX_ENDPOINTS = 1 << 17;
 /** Whatever goes through a virtual device. */
 const PAIR_MTU = 65_535;
 /** After a failure: making and removing devices is news, upon which it would be tried again at once. */
@@ -42,6 +41,12 @@ const CAPTURE_BEGINS_MS = 10_000;
 const NEVER: ReadonlySet<string> = new Set(["EPERM", "EACCES", "EINVAL", "ENOSYS", "EOPNOTSUPP"]);
 /** One for what lies on the device; whoever else wants to see every frame is a capture. */
 const USUAL_PROMISCUITY = 1;
+
+interface Pair {
+  readonly ifindex: number;
+  /** Of the end in the host. */
+  readonly hostIfindex: number;
+}
 
 interface Shared {
   readonly endpoints: BpfMap;
@@ -75,8 +80,11 @@ export class FastPath implements FastPathControl {
   readonly #networks = new Map<NetworkId, FastNetwork>();
   readonly #excluded = new Map<NetworkId, string>();
   readonly #retryAt = new Map<NetworkId, number>();
+  /** What is being attached; another object than it began with: forgotten meanwhile. */
+  readonly #building = new Map<NetworkId, object>();
   readonly #leavesStreams: boolean;
   #shared: Shared | undefined;
+  #closed = false;
   /** Why it is not to be had at all. */
   #problem: string | undefined;
 
@@ -121,7 +129,8 @@ export class FastPath implements FastPathControl {
       const known = this.#networks.get(network);
       const stands = known !== undefined && isWhole(known, core, vxlan, fast);
       if (stands && version !== undefined && known.version === version) return;
-      const current = stands ? known : this.#build(namespace, core, vxlan.ifindex);
+      const current = stands ? known : yield* this.#build(namespace, core, vxlan.ifindex);
+      if (current === undefined) return;
       yield* this.#enter(current, fdb);
       current.version = version;
     } catch (error) {
@@ -142,86 +151,121 @@ export class FastPath implements FastPathControl {
 
   /** Its frames take the slow path from now on. */
   forget(network: NetworkId): void {
+    this.#building.delete(network);
     this.#excluded.delete(network);
     const known = this.#networks.get(network);
     if (known === undefined) return;
     this.#networks.delete(network);
-    for (const link of known.links) link[Symbol.dispose]();
-    for (const mac of known.endpoints.keys()) this.#remove(known, mac);
-    this.#deletePair(network);
-    if (this.#networks.size === 0) this.#end();
+    // Detaching waits for all processors: not here.
+    let left = known.links.length;
+    for (const link of known.links)
+      link.detachLater(() => {
+        if (--left === 0 && !this.#closed) this.#deletePair(network, known.hostIfindex);
+      });
+    if (this.#endUnused()) return;
+    this.#remove(known, [...known.endpoints.keys()]);
   }
 
   /** The slow path from now on, for all. */
   close(): void {
-    for (const network of [...this.#networks.keys()]) this.forget(network);
-    this.#end();
+    this.#closed = true;
+    const links = [...this.#networks.values()].flatMap((known) => known.links);
+    const networks = [...this.#networks.keys(), ...this.#building.keys()];
+    this.#networks.clear();
+    this.#building.clear();
+    // From here on nothing takes it.
+    this.#endUnused();
+    for (const link of links) link.detachLater(() => undefined);
+    for (const network of networks) this.#deletePair(network);
     this.#socket.close();
   }
 
-  /** @throws NetError */
-  #build(namespace: NetworkNamespace, core: DesiredCore, device: number): FastNetwork {
+  /** Attaching waits for all processors, 5 to 20 ms each time. Undefined when it was forgotten meanwhile. @throws NetError */
+  *#build(namespace: NetworkNamespace, core: DesiredCore, device: number): Sliced<FastNetwork | undefined> {
     const { network } = namespace;
     this.forget(network);
-    const { maps } = this.#begin(core).ways;
-    const { vni, mtu, dataPathPort: port } = core;
+    const build = {};
+    this.#building.set(network, build);
     const links: BpfLink[] = [];
-    const attach = (name: string, program: Uint8Array, ...place: Parameters<BpfProgram["attach"]>): void => {
-      using loaded = new BpfProgram(name, program);
-      links.push(loaded.attach(...place));
-    };
+    let pair: Pair | undefined;
     try {
-      const pair = this.#createPair(namespace);
-      attach("deliver", deliverProgram(device), namespace.netns, pair.ifindex, "ingress");
-      attach("pass on", passOnProgram(), this.#host, pair.hostIfindex, "ingress");
-      const send = sendProgram({ vni, mtu, port, fastIfindex: pair.ifindex }, maps);
-      attach("send", send, namespace.netns, device, "egress");
-      const built: FastNetwork = {
-        network,
-        core,
-        device,
-        hostIfindex: pair.hostIfindex,
-        links,
-        endpoints: new Map(),
-        version: undefined,
-      };
+      const { maps } = this.#begin(core).ways;
+      yield;
+      if (this.#building.get(network) !== build) return undefined;
+      const { vni, mtu, dataPathPort: port } = core;
+      pair = this.#createPair(namespace);
+      const { ifindex, hostIfindex } = pair;
+      const send = sendProgram({ vni, mtu, port, fastIfindex: ifindex }, maps);
+      for (const [name, program, netns, place, direction] of [
+        ["deliver", deliverProgram(device), namespace.netns, ifindex, "ingress"],
+        ["pass on", passOnProgram(), this.#host, hostIfindex, "ingress"],
+        ["send", send, namespace.netns, device, "egress"],
+      ] as const) {
+        yield;
+        if (this.#building.get(network) !== build) return undefined;
+        using loaded = new BpfProgram(name, program);
+        links.push(loaded.attach(netns, place, direction));
+      }
+      const built = { network, core, device, hostIfindex, links, endpoints: new Map(), version: undefined };
       this.#networks.set(network, built);
       return built;
-    } catch (error) {
-      for (const link of links) link[Symbol.dispose]();
-      this.#deletePair(network);
-      throw error;
     } finally {
-      if (this.#networks.size === 0) this.#end();
+      if (this.#building.get(network) === build) this.#building.delete(network);
+      if (this.#networks.get(network)?.links !== links) {
+        for (const link of links) link[Symbol.dispose]();
+        if (pair !== undefined && !this.#closed) this.#deletePair(network, pair.hostIfindex);
+        this.#endUnused();
+      }
     }
   }
 
   *#enter(network: FastNetwork, fdb: ReadonlyMap<MacAddr, FoundEntry<IpAddr>>): Sliced<void> {
     const { core, endpoints, hostIfindex } = network;
+    const values = new Map<IpAddr, Uint8Array>();
+    let gone: MacAddr[] = [];
     let seen = 0;
     for (const [mac, vtep] of endpoints) {
-      if (fdb.get(mac) !== vtep) this.#remove(network, mac);
-      if (++seen % SLICE_ROWS === 0) yield;
+      if (fdb.get(mac) !== vtep) gone.push(mac);
+      if (++seen % SLICE_ROWS !== 0) continue;
+      this.#remove(network, gone);
+      gone = [];
+      yield;
     }
-    for (const [mac, vtep] of fdb) {
-      if (typeof vtep === "string" && !endpoints.has(mac) && isIpv4(vtep)) {
-        // While it was set aside it may have been forgotten.
-        const shared = this.#shared;
-        if (shared === undefined || this.#networks.get(network.network) !== network) return;
-        const entry = encodeEndpoint({ vtep, source: core.vtep, hostIfindex });
-        shared.endpoints.set(encodeEndpointKey(core.vni, mac), entry);
+    this.#remove(network, gone);
+    let fresh: [MacAddr, IpAddr][] = [];
+    const flush = (): void => {
+      // While it was set aside it may have been forgotten.
+      const shared = this.#shared;
+      if (shared === undefined || this.#networks.get(network.network) !== network) return;
+      shared.endpoints.set(
+        fresh.map(([mac, vtep]) => {
+          const known = values.get(vtep) ?? encodeEndpoint({ vtep, source: core.vtep, hostIfindex });
+          values.set(vtep, known);
+          return [encodeEndpointKey(core.vni, mac), known];
+        }),
+      );
+      for (const [mac, vtep] of fresh) {
         endpoints.set(mac, vtep);
         shared.ways.use(vtep);
       }
-      if (++seen % SLICE_ROWS === 0) yield;
+      fresh = [];
+    };
+    for (const [mac, vtep] of fdb) {
+      if (typeof vtep === "string" && !endpoints.has(mac) && isIpv4(vtep)) fresh.push([mac, vtep]);
+      if (++seen % SLICE_ROWS !== 0) continue;
+      flush();
+      yield;
     }
+    flush();
   }
 
-  #remove({ core, endpoints }: FastNetwork, mac: MacAddr): void {
-    const vtep = endpoints.get(mac);
-    if (vtep === undefined || !endpoints.delete(mac)) return;
-    this.#shared?.endpoints.delete(encodeEndpointKey(core.vni, mac));
-    this.#shared?.ways.release(vtep);
+  #remove({ core, endpoints }: FastNetwork, macs: readonly MacAddr[]): void {
+    this.#shared?.endpoints.delete(macs.map((mac) => encodeEndpointKey(core.vni, mac)));
+    for (const mac of macs) {
+      const vtep = endpoints.get(mac);
+      if (vtep !== undefined) this.#shared?.ways.release(vtep);
+      endpoints.delete(mac);
+    }
   }
 
   #begin(core: DesiredCore): Shared {
@@ -241,20 +285,23 @@ export class FastPath implements FastPathControl {
     return (this.#shared = { endpoints, streams, ways });
   }
 
-  #end(): void {
+  /** Whether there is no network any more. */
+  #endUnused(): boolean {
+    if (this.#networks.size > 0 || this.#building.size > 0) return false;
     this.#shared?.ways[Symbol.dispose]();
     this.#shared?.endpoints[Symbol.dispose]();
     this.#shared?.streams?.[Symbol.dispose]();
     this.#shared = undefined;
+    return true;
   }
 
   /** Up, with no address of any kind, so that the kernel itself sends nothing on it. @throws NetError */
-  #createPair(namespace: NetworkNamespace): { readonly ifindex: number; readonly hostIfindex: number } {
+  #createPair(namespace: NetworkNamespace): Pair {
     const { network, netns, socket } = namespace;
     const hostName = fastHostLink(network);
     const what = `create ${hostName} and ${FAST_LINK}`;
     this.#deletePair(network);
-    let found: { readonly ifindex: number; readonly hostIfindex: number } | undefined;
+    let found: Pair | undefined;
     namespace.settle(() => {
       createLink(this.#socket, what, {
         name: hostName,
@@ -280,11 +327,13 @@ export class FastPath implements FastPathControl {
     return found;
   }
 
-  #deletePair(network: NetworkId): void {
+  /** Another network's or, where `ifindex` is given, a later one stays. */
+  #deletePair(network: NetworkId, ifindex?: number): void {
     const name = fastHostLink(network);
     try {
       const link = findLink(this.#socket, { name });
-      if (link?.alias === networkAlias(network)) deleteLink(this.#socket, `delete ${name}`, { name });
+      if (link?.alias === networkAlias(network) && (ifindex ?? link.ifindex) === link.ifindex)
+        deleteLink(this.#socket, `delete ${name}`, { name });
     } catch (error) {
       // It carries nothing any more.
       if (!(error instanceof NetError)) throw error;

@@ -9,10 +9,10 @@ import {
   encodeVtepKey,
   type FastMaps,
   type FastVtep,
-  receiveProgram,
   VTEP_KEY_BYTES,
   VTEP_VALUE_BYTES,
-} from "../overlay/fast-path.ts";
+} from "../overlay/fast-path-maps.ts";
+import { receiveProgram } from "../overlay/fast-path.ts";
 import { decodeRoute, encodeRouteLookup, RTN } from "../wire/netlink/route.ts";
 import { RTM, RTNLGRP } from "../wire/netlink/rtnetlink.ts";
 import { BpfMap, type BpfLink, BpfProgram } from "./bpf.ts";
@@ -85,7 +85,10 @@ export class FastWays implements Disposable {
 
   /** Why not all, or what went wrong. */
   get reason(): string {
-    return this.#problem || ([...this.#refused.values()][0] ?? "");
+    if (this.#problem !== "") return this.#problem;
+    const refused = [...this.#refused.values()][0];
+    const without = [...this.#uses.keys()].find((vtep) => !this.#ways.has(vtep));
+    return refused ?? (without === undefined ? "" : `no Ethernet device leads to ${without}`);
   }
 
   /** One more endpoint is there. */
@@ -114,7 +117,9 @@ export class FastWays implements Disposable {
   [Symbol.dispose](): void {
     clearInterval(this.#timer);
     clearTimeout(this.#soon);
-    for (const link of this.#receivers.values()) link[Symbol.dispose]();
+    // From this moment on; the programs themselves go on another thread.
+    this.#map.delete([...this.#ways.keys()].map(encodeVtepKey));
+    for (const link of this.#receivers.values()) link.detachLater(() => undefined);
     this.#routes.close();
     this.#events.close();
     this.#ipsec[Symbol.dispose]();
@@ -146,7 +151,7 @@ export class FastWays implements Disposable {
   #receive(devices: ReadonlySet<number>): void {
     for (const [ifindex, link] of this.#receivers) {
       if (devices.has(ifindex) && link.attached) continue;
-      link[Symbol.dispose]();
+      link.detachLater(() => undefined);
       this.#receivers.delete(ifindex);
     }
     for (const ifindex of devices) {
@@ -165,7 +170,8 @@ export class FastWays implements Disposable {
       );
       if (route.type !== RTN.unicast || route.ifindex === undefined) return undefined;
       const link = findLink(this.#routes, { ifindex: route.ifindex });
-      if (link?.up !== true) return undefined;
+      // Without Ethernet (a tunnel) frames come in a shape that the programs do not know.
+      if (link?.up !== true || link.mac === undefined) return undefined;
       return { ifindex: link.ifindex, mtu: Math.min(link.mtu, route.mtu ?? Infinity) };
     } catch (error) {
       // There is none.
@@ -178,10 +184,10 @@ export class FastWays implements Disposable {
     const known = this.#ways.get(vtep);
     if (known?.ifindex === way?.ifindex && known?.mtu === way?.mtu) return;
     if (way === undefined) {
-      this.#map.delete(encodeVtepKey(vtep));
+      this.#map.delete([encodeVtepKey(vtep)]);
       this.#ways.delete(vtep);
     } else {
-      this.#map.set(encodeVtepKey(vtep), encodeVtep(way));
+      this.#map.set([[encodeVtepKey(vtep), encodeVtep(way)]]);
       this.#ways.set(vtep, way);
     }
   }

@@ -129,8 +129,8 @@ export interface NativeAddon {
   openTap(netnsFd: number, name: string, flags: number, vnetHeaderBytes: number, offload: number): number;
   /** `kernel/bpf.ts` explains these. Descriptors are the caller's. @throws SyscallError */
   bpfCreateMap(array: boolean, keyBytes: number, valueBytes: number, maxEntries: number): number;
-  bpfUpdate(mapFd: number, key: Uint8Array, value: Uint8Array): void;
-  bpfDelete(mapFd: number, key: Uint8Array): void;
+  bpfUpdate(mapFd: number, keys: Uint8Array, values: Uint8Array, count: number): void;
+  bpfDelete(mapFd: number, keys: Uint8Array, count: number): void;
   bpfLoad(instructions: Uint8Array): number;
   bpfAttach(netnsFd: number, programFd: number, ifindex: number, egress: boolean): number;
   bpfDevice(linkFd: number): number;

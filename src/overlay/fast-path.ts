@@ -11,43 +11,8 @@
  * that is not in the second one is spoken with over the slow path, in both directions.
  */
 import type { Vni } from "../base/id.ts";
-import { type IpAddr, ipToBytes } from "../base/ip.ts";
-import { type MacAddr, macToBytes } from "../base/mac.ts";
 import { BPF_HELPER, BpfWriter, type Operand, type Register, SKB } from "../wire/bpf.ts";
-
-/** Bytes of keys and values. */
-export const ENDPOINT_KEY_BYTES = 12;
-export const ENDPOINT_VALUE_BYTES = 16;
-export const VTEP_KEY_BYTES = 4;
-export const VTEP_VALUE_BYTES = 8;
-
-export interface FastEndpoint {
-  readonly vtep: IpAddr;
-  /** Our own data-path address. */
-  readonly source: IpAddr;
-  /** The host's end of the network's pair. */
-  readonly hostIfindex: number;
-}
-
-export interface FastVtep {
-  /** The underlay device that leads there. */
-  readonly ifindex: number;
-  /** Largest outer IP packet, bytes. */
-  readonly mtu: number;
-}
-
-export interface FastMaps {
-  /** Descriptors. */
-  readonly endpoints: number;
-  readonly vteps: number;
-  /** Flows of UDP, where one-way streams are left to the device: an engine moves many of their packets as one. */
-  readonly streams?: number | undefined;
-}
-
-/** Of the array of flows. */
-export const STREAM_SLOTS = 4096;
-export const STREAM_KEY_BYTES = 4;
-export const STREAM_BYTES = 8;
+import { type FastMaps, networkOrder, STREAM_SLOTS, TTL, UDP } from "./fast-path-maps.ts";
 
 const value = (number: number): Operand => ({ value: number });
 
@@ -56,11 +21,9 @@ const ETHERTYPE_IPV4 = 0x0008;
 const ETHERTYPE_IPV6 = 0xdd86;
 const ETHERNET_BYTES = 14;
 const IPV4_BYTES = 20;
-const UDP = 17;
 const OVERHEAD = 50; // IPv4, UDP, VXLAN, inner Ethernet
 const HEADERS = ETHERNET_BYTES + OVERHEAD;
 const VXLAN_FLAGS_BYTE = 0x08;
-const TTL = 64;
 const ECN_CE = 3;
 /** Where outer headers are put together in the frame: the inner Ethernet header falls on 8 bytes. */
 const STACK_HEADERS = -98;
@@ -286,39 +249,6 @@ export function deliverProgram(deviceIfindex: number): Uint8Array {
   return endDropping(out);
 }
 
-export function encodeEndpointKey(vni: Vni, mac: MacAddr): Uint8Array {
-  const bytes = new Uint8Array(ENDPOINT_KEY_BYTES);
-  new DataView(bytes.buffer).setUint32(0, vni, true);
-  bytes.set(macToBytes(mac), 4);
-  return bytes;
-}
-
-/** Both addresses are IPv4. */
-export function encodeEndpoint({ vtep, source, hostIfindex }: FastEndpoint): Uint8Array {
-  const bytes = new Uint8Array(ENDPOINT_VALUE_BYTES);
-  const view = new DataView(bytes.buffer);
-  bytes.set(ipToBytes(vtep), 0);
-  bytes.set(ipToBytes(source), 4);
-  view.setUint32(8, hostIfindex, true);
-  // What the checksum of each outer header has in common, in the order of the bytes (RFC 1071 §2).
-  let sum = 0x45 + networkOrder((TTL << 8) | UDP);
-  for (let at = 0; at < 8; at += 2) sum += view.getUint16(at, true);
-  view.setUint32(12, sum, true);
-  return bytes;
-}
-
-export function encodeVtepKey(vtep: IpAddr): Uint8Array {
-  return ipToBytes(vtep);
-}
-
-export function encodeVtep({ ifindex, mtu }: FastVtep): Uint8Array {
-  const bytes = new Uint8Array(VTEP_VALUE_BYTES);
-  const view = new DataView(bytes.buffer);
-  view.setUint32(0, ifindex, true);
-  view.setUint32(4, mtu, true);
-  return bytes;
-}
-
 /** r6 is the packet from now on. */
 function begin(): BpfWriter {
   const out = new BpfWriter();
@@ -502,8 +432,4 @@ function writeHeaders(out: BpfWriter, network: { readonly vni: Vni; readonly por
   out.move(1, value(network.vni << 8));
   out.toNetworkOrder(1, 32);
   out.store(4, 10, at(46), 1);
-}
-
-function networkOrder(number: number): number {
-  return ((number & 0xff) << 8) | ((number >> 8) & 0xff);
 }

@@ -13,14 +13,13 @@ import {
   encodeVtepKey,
   ENDPOINT_KEY_BYTES,
   ENDPOINT_VALUE_BYTES,
-  receiveProgram,
-  sendProgram,
   STREAM_BYTES,
   STREAM_KEY_BYTES,
   STREAM_SLOTS,
   VTEP_KEY_BYTES,
   VTEP_VALUE_BYTES,
-} from "../../src/overlay/fast-path.ts";
+} from "../../src/overlay/fast-path-maps.ts";
+import { receiveProgram, sendProgram } from "../../src/overlay/fast-path.ts";
 import { decodeEthernetHeader, encodeEthernetHeader, ETHER_TYPE } from "../../src/wire/ethernet.ts";
 import { decodeIpv4Header, encodeIpv4Header, IP_PROTOCOL, plainIpv4 } from "../../src/wire/ipv4.ts";
 import { decodeUdp } from "../../src/wire/udp.ts";
@@ -82,7 +81,7 @@ test("what is not known, does not fit or needs the kernel's care is left to the 
   passes("a packet that has met congestion", frame(THEIRS, OURS, { bytes: 100, ecn: 3 }));
   passes("one byte too many", frame(THEIRS, OURS, { bytes: NETWORK_MTU + 1 }));
   assert.equal(programs.send.run(frame(THEIRS, OURS, { bytes: NETWORK_MTU }), OUTER_BYTES).verdict, REDIRECT);
-  programs.vteps.delete(encodeVtepKey(THERE));
+  programs.vteps.delete([encodeVtepKey(THERE)]);
   passes("a VTEP without a way", frame(THEIRS, OURS, { bytes: 100 }));
 });
 
@@ -117,7 +116,7 @@ test("strangers, other networks and whatever is odd are left to the stack", () =
   passes("another flag", outer(inner, { flags: 0x0c }));
   passes("ARP inside", outer(frame(OURS, THEIRS, { bytes: 200, type: ETHER_TYPE.arp })));
   passes("a frame that ends too soon", outer(inner).subarray(0, 80));
-  programs.vteps.delete(encodeVtepKey(THERE));
+  programs.vteps.delete([encodeVtepKey(THERE)]);
   passes("a VTEP that is spoken with over the slow path", outer(inner));
 });
 
@@ -159,11 +158,9 @@ class Programs implements Disposable {
       sendProgram({ vni: VNI, mtu: NETWORK_MTU, port: PORT, fastIfindex: 1 }, maps),
     );
     this.receive = new BpfProgram("receive", receiveProgram(PORT, maps));
-    this.endpoints.set(
-      encodeEndpointKey(VNI, THEIRS),
-      encodeEndpoint({ vtep: THERE, source: HERE, hostIfindex: 1 }),
-    );
-    this.vteps.set(encodeVtepKey(THERE), encodeVtep({ ifindex: 1, mtu: NETWORK_MTU + 50 }));
+    const there = encodeEndpoint({ vtep: THERE, source: HERE, hostIfindex: 1 });
+    this.endpoints.set([[encodeEndpointKey(VNI, THEIRS), there]]);
+    this.vteps.set([[encodeVtepKey(THERE), encodeVtep({ ifindex: 1, mtu: NETWORK_MTU + 50 })]]);
   }
 
   [Symbol.dispose](): void {
