@@ -4,7 +4,7 @@ import { attach, httpBackend, kernelAgrees, reaches, type Attached } from "../en
 import type { Host, StartOptions } from "../host.ts";
 import type { Lab } from "../lab.ts";
 import { askHttp, allAnsweredBy, networkDevices } from "../observe.ts";
-import { scenario, scenarioOnEach } from "../scenario.ts";
+import { scenario, scenarioOnBoth } from "../scenario.ts";
 import { waitFor } from "../wait.ts";
 
 /** Events tell at once, the sweep within three seconds; the rest is for a busy machine. */
@@ -36,7 +36,7 @@ const HANDS: readonly (readonly [what: string, command: string, where?: "here"])
   ["an interface that is gone", "ip link delete eth0", "here"],
 ];
 
-scenarioOnEach("whatever another hand does to a network is undone, counted and told", async (lab) => {
+scenarioOnBoth("whatever another hand does to a network is undone, counted and told", async (lab) => {
   const { node1, node2, a, b, vni } = await twoEndpoints(lab, { flags: ["--metrics-addr", METRICS] });
   // The engine's table is out of reach of other hands, and its device has nothing that VXLAN devices have.
   const hands =

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { breaksAt, complainsOf, complaints, events, headOf, leadsThrough } from "../diagnose.ts";
 import { kernelAgrees, reaches } from "../endpoints.ts";
 import { backendAndPeer, filled, handAt, pinOf, type Hand } from "../hands.ts";
-import { scenario, scenarioOnEach } from "../scenario.ts";
+import { scenario, scenarioOnBoth } from "../scenario.ts";
 import { waitFor } from "../wait.ts";
 
 /** Repairs come within three seconds and doctors within as many; the rest is for a busy machine. */
@@ -140,7 +140,7 @@ const FAULTS: readonly Fault[] = [
   },
 ];
 
-scenarioOnEach(
+scenarioOnBoth(
   "what is broken in the kernel is repaired, and event and doctor of another node tell exactly that",
   async (lab) => {
     const swarm = await backendAndPeer(lab);

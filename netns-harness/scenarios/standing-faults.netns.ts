@@ -190,7 +190,11 @@ scenarioOnBoth(
   async (lab) => {
     const swarm = await backendAndPeer(lab);
     const { node1, node2, a, b } = swarm;
-    const faults = FAULTS.filter(({ kernelOnly }) => kernelOnly !== true || node1.dataplane !== "userspace");
+    // Rules are not the data plane's: once is enough for them.
+    const faults = FAULTS.filter(
+      ({ kernelOnly, subject }) =>
+        node1.dataplane !== "userspace" || (kernelOnly !== true && subject === "blue"),
+    );
     for (const fault of faults) {
       await node1.ctl("repair", "off");
       await kernelAgrees(node1);
