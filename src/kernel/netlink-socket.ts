@@ -252,13 +252,17 @@ export class NetlinkSocket implements Disposable {
    * it is as dear as writing. What others do meanwhile is not heard either; the sweep finds it.
    */
   withoutNotifications(action: () => void): void {
-    const groups = this.#subscription?.groups ?? [];
-    for (const group of groups) this.#socket.setMembership(group, false);
+    this.listen(false);
     try {
       action();
     } finally {
-      for (const group of groups) this.#socket.setMembership(group, true);
+      this.listen(true);
     }
+  }
+
+  /** Whether the subscribed groups are heard; they are from the subscription on. */
+  listen(on: boolean): void {
+    for (const group of this.#subscription?.groups ?? []) this.#socket.setMembership(group, on);
   }
 
   close(): void {

@@ -80,8 +80,11 @@ const NFNLGRP_NFTABLES = 7;
 /** Of notifications; when others load a hundred thousand elements, some are lost, and we look. */
 const EVENT_BUFFER_BYTES = 256 * 1024;
 
-/** Keepers by namespace: as long as one of them listens, the kernel makes notifications of everything. */
-const keepersOf = new Map<string, Set<NftTableKeeper>>();
+/**
+ * All keepers of this process. As long as anybody listens, in whatever namespace (netlink_has_listeners does not ask which),
+ * the kernel makes notifications of everything.
+ */
+const keepers = new Set<NftTableKeeper>();
 
 /** Keeps the table of one namespace what it should be. Calls do not overlap: await one before the next. */
 export class NftTableKeeper implements Disposable {
@@ -90,8 +93,6 @@ export class NftTableKeeper implements Disposable {
   readonly #events: NetlinkSocket;
   readonly #table: string;
   readonly #where: string;
-  /** The keepers of this namespace, this one among them. */
-  readonly #others: Set<NftTableKeeper>;
   /** What we know to be in the kernel, as long as the generation is the one we left. */
   #known: { readonly ruleset: Ruleset; readonly generation: number; readonly structure: string } | undefined;
   /** Another hand changed something of our table, or may have. */
@@ -113,8 +114,7 @@ export class NftTableKeeper implements Disposable {
       },
       onOverrun: () => this.#touch(),
     });
-    this.#others = keepersOf.get(netns?.id ?? "") ?? new Set();
-    keepersOf.set(netns?.id ?? "", this.#others.add(this));
+    keepers.add(this);
   }
 
   /** Called when another hand has changed something of our table; `reconcile` then looks at all of it. */
@@ -287,8 +287,7 @@ export class NftTableKeeper implements Disposable {
   }
 
   close(): void {
-    this.#others.delete(this);
-    if (this.#others.size === 0) keepersOf.delete(this.#netns?.id ?? "");
+    keepers.delete(this);
     this.#socket.close();
     this.#events.close();
   }
@@ -347,11 +346,15 @@ export class NftTableKeeper implements Disposable {
     const changes =
       plan.skeleton === undefined ? plan.changes : plan.changes.filter(({ set }) => set.inline !== true);
     let missed = false;
+    let deaf = false;
     for (const part of transactionsOf(changes)) {
       // The kernel counts up by one per transaction and leaves out zero.
       const next = generation === 0xffffffff ? 1 : generation + 1;
       if (part.elements < DEAF_ELEMENTS) this.#send(part, generation);
-      else if (!this.#sendDeaf(part, generation, next)) missed = true;
+      else {
+        deaf = true;
+        if (!this.#sendDeaf(part, generation, next)) missed = true;
+      }
       generation = next;
       if (part.more) await new Promise((resume) => setImmediate(resume));
     }
@@ -359,25 +362,30 @@ export class NftTableKeeper implements Disposable {
     this.#known = { ruleset: desired, generation, structure: before ?? this.#structure() };
     if (plan.skeleton !== undefined) this.#events.pump(); // nft's own notifications, the process is another's
     this.#touched = false;
-    if (missed) this.#touchAll();
+    if (deaf) this.#touchMissed(missed);
   }
 
-  #touchAll(): void {
-    for (const keeper of this.#others) keeper.#touch();
+  /** Nobody has heard what others did meanwhile: in this namespace (`here`), where we have watched, or in another one. */
+  #touchMissed(here: boolean): void {
+    for (const keeper of keepers) {
+      const missed =
+        keeper.#netns?.id === this.#netns?.id
+          ? here
+          : keeper.#known !== undefined && keeper.changedByOthers();
+      if (missed) keeper.#touch();
+    }
   }
 
   /** Without anybody here hearing of it. Whether nobody else changed anything meanwhile, which was not heard either. */
   #sendDeaf(part: Transaction, generation: number, next: number): boolean {
-    let send = (): void => this.#send(part, generation);
-    for (const keeper of this.#others) {
-      const inner = send;
-      send = () => keeper.#events.withoutNotifications(inner);
-    }
+    for (const keeper of keepers) keeper.#events.listen(false);
     try {
-      send();
+      this.#send(part, generation);
     } catch (error) {
-      this.#touchAll();
+      this.#touchMissed(true);
       throw error;
+    } finally {
+      for (const keeper of keepers) keeper.#events.listen(true);
     }
     return this.generation() === next;
   }

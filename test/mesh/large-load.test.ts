@@ -22,6 +22,10 @@ test(name, { skip: canMakeNamespaces ? false : "needs root" }, async () => {
   const { netns } = lab.node1;
   using keeper = new NftTableKeeper(netns);
   using _neighbor = new NftTableKeeper(netns, VXLAN_TABLE);
+  // Deaf as well meanwhile: the kernel does not ask in which namespace somebody listens.
+  using elsewhere = new NftTableKeeper(lab.node2.netns);
+  let heardElsewhere = 0;
+  elsewhere.onTouched = () => heardElsewhere++;
   let heard = 0;
   keeper.onTouched = () => heard++;
   const ruleset = rulesetOf(
@@ -35,6 +39,8 @@ test(name, { skip: canMakeNamespaces ? false : "needs root" }, async () => {
   assert.deepEqual(await keeper.reconcile(ruleset), { plan: { changes: [] }, repaired: false });
   assert.equal(heard, 0, "our own changes are not another hand's");
 
+  runIn(lab.node2.netns, "nft", ["add", "table", "inet", TABLE]);
+  while (heardElsewhere === 0) await new Promise((turn) => setTimeout(turn, 20));
   runIn(netns, "nft", ["flush", "map", "inet", TABLE, "slots_32"]);
   while (heard === 0) await new Promise((turn) => setTimeout(turn, 20));
   const mended = await keeper.reconcile(ruleset);
