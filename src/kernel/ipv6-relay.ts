@@ -9,7 +9,7 @@
  */
 import { createSocket, type Socket as UdpSocket } from "node:dgram";
 import { createServer, createConnection, type Server, type Socket } from "node:net";
-import { errorText } from "../base/error.ts";
+import { errorCode, errorText } from "../base/error.ts";
 import { isIpv4 } from "../base/ip.ts";
 import { hashText } from "../mesh/choice.ts";
 import { changedServed, type ServedPort } from "../mesh/service-blocks.ts";
@@ -69,6 +69,8 @@ export class Ipv6Relay implements Disposable {
       const failed = (error: Error): void => {
         this.#listeners.delete(key);
         this.#served = undefined;
+        // A port of one address is served where that address is; it may come here yet.
+        if (errorCode(error) === "EADDRNOTAVAIL") return;
         this.#onProblem({
           port,
           text: `listen on [${port.address ?? "::"}]:${port.port}/${port.protocol}: ${errorText(error)}`,

@@ -71,7 +71,9 @@ test("the relay carries TCP and UDP from ::1 to IPv4 backends, past one that doe
     backends: withGone ? [...backends, gone] : backends,
   });
   const relay = new Ipv6Relay(({ text }) => assert.fail(text));
-  relay.update([[served("tcp", true)], [served("udp", false)]]);
+  // One published on an address of another node alone is no problem here.
+  const elsewhere = { ...served("tcp", false), address: parseIp("2001:db8::7") };
+  relay.update([[served("tcp", true)], [served("udp", false)], [elsewhere]]);
   for (let i = 0; i < 8; i++) assert.equal(await readAll(port), "hello over tcp");
   const client = createSocket("udp6");
   const answer = new Promise<string>((resolve) =>
