@@ -169,7 +169,7 @@ function slowestUpdate(sent: readonly number[], nodes: readonly NodeReport[]): n
 async function measureAttach(): Promise<Figure[]> {
   progress("attach until the other nodes forward");
   await using lab = Lab.create();
-  return attachFigures(lab, AGENTS);
+  return await attachFigures(lab, AGENTS); // the lab ends with this function
 }
 
 function figuresOf(measured: Readonly<Record<string, Values>>): Figure[] {
